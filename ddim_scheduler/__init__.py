@@ -1,0 +1,33 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""DDIM for diffusers: `EtaDDIMScheduler` and `EtaDDIMPipeline`."""
+
+import sys
+
+import diffusers
+
+from .pipelines.pipeline_ddim import EtaDDIMPipeline, image_generators
+from .scheduling_ddim import EtaDDIMScheduler
+
+__all__ = ["EtaDDIMPipeline", "EtaDDIMScheduler", "image_generators"]
+__version__ = "0.1.0"
+
+# diffusers finds the classes of a model_index.json in this module; it tells schedulers by this name in it.
+SchedulerMixin = diffusers.SchedulerMixin
+
+
+def _register_with_diffusers():
+    """
+    Lets every `from_pretrained` of diffusers load what was saved with these classes, once this package is imported.
+
+    diffusers records a component by its class's `__module__`, looks a pipeline's class up in `diffusers`, and takes a
+    library that it does not know from a Hub repository only if it finds it in `diffusers.pipelines`. None of that is a
+    public interface, so the tests run it on each supported version.
+    """
+    for cls in (EtaDDIMScheduler, EtaDDIMPipeline):
+        cls.__module__ = __name__
+        setattr(diffusers, cls.__name__, cls)
+    setattr(diffusers.pipelines, __name__, sys.modules[__name__])
+
+
+_register_with_diffusers()
