@@ -1,0 +1,237 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""Unconditional image generation with DDIM (https://arxiv.org/abs/2010.02502)."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+
+logger = logging.get_logger(__name__)
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
+    """
+    One CPU generator for each image, seeded by (seed, index) alone: image k is the same on any device, in any batch.
+
+    Args:
+        seed (`int`): Seed of the whole set of images, at least 0.
+        indices (iterable of `int`): Numbers of the images in the set, each at least 0.
+    """
+    return [
+        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0] >> 1))
+        for k in indices
+    ]
+
+
+class EtaDDIMPipeline(DiffusionPipeline):
+    r"""
+    Generates images with a `UNet2DModel` that was trained as a DDPM.
+
+    Args:
+        unet (`UNet2DModel`):
+            Predicts epsilon, x_0 or v (as the scheduler's `prediction_type` says) from x_t and t.
+        scheduler (`SchedulerMixin`):
+            Kept as it is if its `step` takes `eta`; any other, a `DDPMScheduler` for instance, is converted by
+            `EtaDDIMScheduler.from_config`.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
+        super().__init__()
+        if "eta" not in inspect.signature(scheduler.step).parameters:
+            from ddim_scheduler import EtaDDIMScheduler
+
+            logger.info(f"{type(scheduler).__name__} takes no eta: the pipeline samples with EtaDDIMScheduler instead.")
+            scheduler = EtaDDIMScheduler.from_config(scheduler.config)
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int = 50,
+        eta: float | None = None,
+        timesteps: list[int] | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        class_labels: list[int] | torch.Tensor | None = None,
+        use_clipped_model_output: bool | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["EtaDDIMPipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' spelling; read only)
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Samples images from noise.
+
+        Args:
+            batch_size (`int`, defaults to 1):
+                Number B of images, at least 1.
+            num_inference_steps (`int`, defaults to 50):
+                Number of model calls, at least 1. Not used if `timesteps` are given.
+            eta (`float`, *optional*):
+                eta of the paper's eq. (16), in [0, 1]: 0 is deterministic, 1 is DDPM's ancestral sampling. The
+                scheduler's own value if not given.
+            timesteps (`list[int]`, *optional*):
+                The timesteps to visit, strictly decreasing, if the scheduler takes them.
+            seed (`int`, *optional*):
+                Gives image k a generator of its own, seeded by (seed, k): the same image for any batch size and device.
+            generator (`torch.Generator` or a list of B, *optional*):
+                Source of all noise, instead of `seed`. `image_generators` makes such a list.
+            latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
+                The starting noise x_T, standard normal.
+            class_labels (`list[int]` or `torch.Tensor` of B integers, *optional*):
+                Classes, for a class-conditional UNet.
+            use_clipped_model_output (`bool`, *optional*):
+                Re-derive epsilon from the clipped x_0. The scheduler's own value if not given.
+            output_type (`str`, defaults to `"pil"`):
+                `"pil"`: a list of PIL images; `"np"`: float32 array `(B, H, W, C)` in [0, 1]; `"pt"`: float32 tensor
+                `(B, C, H, W)` in [0, 1]; `"latent"`: x_0 as the sampler left it, about [-1, 1].
+            return_dict (`bool`, defaults to `True`):
+                Whether to return an `ImagePipelineOutput` or a tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipeline, step, timestep, tensors)` after each step. It may return a dictionary with
+                `latents` to go on with.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
+                Names of the tensors that the callback is given.
+
+        Returns:
+            `ImagePipelineOutput` or `tuple`: the images.
+
+        Raises:
+            ValueError, TypeError: For an argument of wrong value, shape or type, before any work is done.
+
+        Example:
+
+        ```py
+        >>> from ddim_scheduler import EtaDDIMPipeline
+
+        >>> pipe = EtaDDIMPipeline.from_pretrained("outputs/digits")
+        >>> images = pipe(batch_size=4, num_inference_steps=20, seed=0).images
+        ```
+        """
+        shape = self.check_inputs(
+            batch_size,
+            num_inference_steps,
+            eta,
+            timesteps,
+            seed,
+            generator,
+            latents,
+            class_labels,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        device = self._execution_device
+        if seed is not None:
+            generator = image_generators(seed, range(batch_size))
+
+        # 1. the grid: on the host for the scheduler, on the device for the model, so that no step makes the host wait
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps)
+        else:
+            self.scheduler.set_timesteps(timesteps=timesteps)
+        steps = list(zip(self.scheduler.timesteps, self.scheduler.timesteps.to(device), strict=True))
+
+        # 2. x_T; the state stays float32 whatever the model's dtype
+        if latents is None:
+            latents = randn_tensor(shape, generator, device, torch.float32) * self.scheduler.init_noise_sigma
+        latents = latents.to(device, torch.float32)
+        if class_labels is not None:
+            class_labels = torch.as_tensor(class_labels, device=device)
+
+        # 3. the loop
+        given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output, "generator": generator}
+        step_kwargs = {name: value for name, value in given.items() if value is not None}
+        for i, (t, t_on_device) in enumerate(self.progress_bar(steps)):
+            model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+            model_output = self.unet(model_input, t_on_device, class_labels).sample
+            latents = self.scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
+            if callback_on_step_end is not None:
+                tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
+                latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+
+        # 4. the images
+        images: Any = latents
+        if output_type != "latent":
+            images = (images / 2 + 0.5).clamp(0, 1)
+        if output_type in ("np", "pil"):
+            images = images.permute(0, 2, 3, 1).cpu().numpy()
+        if output_type == "pil":
+            images = self.numpy_to_pil(images)
+
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        return ImagePipelineOutput(images=images)
+
+    def check_inputs(
+        self,
+        batch_size,
+        num_inference_steps,
+        eta,
+        timesteps,
+        seed,
+        generator,
+        latents,
+        class_labels,
+        output_type,
+        callback_on_step_end_tensor_inputs,
+    ) -> tuple[int, int, int, int]:
+        """Checks the arguments of a call and returns the shape of its latents."""
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_inference_steps", num_inference_steps, 1),
+            ("seed", 0 if seed is None else seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
+            if value < least:
+                raise ValueError(f"`{name}` must be at least {least}, but is {value}.")
+        if eta is not None and not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must be in [0, 1], but is {eta!r}.")
+        if timesteps is not None and "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(f"`timesteps` are given, but {type(self.scheduler).__name__} takes none.")
+        if seed is not None and generator is not None:
+            raise ValueError("`seed` and `generator` cannot both be given: the noise has one source.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` must hold `batch_size` = {batch_size} generators, but holds {len(generator)}."
+            )
+
+        size = self.unet.config.sample_size
+        if size is None and latents is None:
+            raise ValueError("`latents` must be given: the UNet's `sample_size` is None, so that the size is unknown.")
+        height, width = latents.shape[-2:] if size is None else (size, size) if isinstance(size, int) else size
+        channels = self.unet.config.in_channels
+        shape = (batch_size, channels, height, width)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have the shape {shape}, but have {tuple(latents.shape)}.")
+
+        if (class_labels is None) != (self.unet.class_embedding is None):
+            raise ValueError(
+                f"`class_labels` must be given exactly if the UNet is class-conditional, but are {class_labels!r}."
+            )
+        if class_labels is not None and len(class_labels) != batch_size:
+            raise ValueError(f"`class_labels` must hold `batch_size` = {batch_size} labels, but hold {class_labels!r}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, but is {output_type!r}.")
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(f"`output_type` 'pil' needs 1, 3 or 4 channels, but the UNet has {channels}; use 'np'.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, but holds {unknown}."
+            )
+        return shape
