@@ -1,0 +1,38 @@
+import diffusers
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+
+diffusers.logging.set_verbosity_error()
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def unet():
+    """A UNet of 16x16 gray images with random weights."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+
+
+@pytest.fixture
+def pipeline(unet):
+    pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
