@@ -19,7 +19,6 @@ This file needs diffusers, numpy and torch alone, so that it can be shipped insi
 
 import inspect
 import math
-import operator
 from typing import Any, Literal, NamedTuple
 
 import diffusers
@@ -428,13 +427,14 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         return _Row(*rows.view(-1, len(_Row._fields), *(1,) * (sample.ndim - 1)).unbind(1))
 
     def _check_timestep(self, timestep: int | torch.Tensor) -> int:
-        try:
-            t = operator.index(timestep)
-        except TypeError:
-            raise TypeError(f"`timestep` must be an integer, but is {timestep!r}.") from None
+        t = timestep.tolist() if isinstance(timestep, torch.Tensor) else timestep
+        if isinstance(t, list) and len(t) == 1:
+            t = t[0]
+        if isinstance(t, bool) or not isinstance(t, int | np.integer):
+            raise TypeError(f"`timestep` must be an integer, but is {timestep!r}.")
         if not 0 <= t < self.config.num_train_timesteps:
             raise ValueError(f"`timestep` must be in 0..{self.config.num_train_timesteps - 1}, but is {t}.")
-        return t
+        return int(t)
 
     def _check_timesteps(self, timesteps: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """One or B timesteps as int64. Their range is checked where that makes nobody wait."""

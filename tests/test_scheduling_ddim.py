@@ -4,7 +4,6 @@ import json
 import math
 from itertools import pairwise
 
-import exact
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,8 @@ from diffusers import (
 
 from ddim_scheduler import EtaDDIMScheduler
 from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, TIMESTEP_SPACINGS
+
+import exact
 
 BARS = exact.alphas_cumprod()
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")

@@ -1,0 +1,46 @@
+"""The other examples, run on something small."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import prepare_digits
+import sample_grid
+
+
+def test_prepare_digits(tmp_path, capsys):
+    folder = tmp_path / "digits"
+    assert prepare_digits.main([str(folder)]) == 5000
+    assert "5000 digits" in capsys.readouterr().out
+    paths = sorted(folder.rglob("*.png"))
+    assert len(paths) == 5000
+    assert [len(list((folder / str(label)).iterdir())) for label in range(10)] == [500] * 10
+    image = PIL.Image.open(paths[0])
+    assert (image.mode, image.size) == ("L", (28, 28))
+    assert np.asarray(image).max() > 200
+    with pytest.raises(SystemExit):
+        prepare_digits.main([str(folder)])
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_sample_grid(pipeline, tmp_path, capsys):
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = f"{tmp_path / 'model'} --num_images 7 --num_inference_steps 2 --output {tmp_path / 'grid.png'}".split()
+    path = sample_grid.main([*arguments, "--compare_ddpm", "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert "7 images by 2 DDIM steps" in printed
+    assert "1000 DDPM steps" in printed
+    assert str(path.resolve()) in printed
+    assert PIL.Image.open(path).size == (3 * 32, 3 * 32)
+
+
+@pytest.mark.parametrize("arguments", ["--num_images 0", "--scale 0"])
+def test_sample_grid_refuses(arguments, capsys):
+    with pytest.raises(SystemExit):
+        sample_grid.main(["nowhere", *arguments.split()])
+    assert arguments.split()[0] in capsys.readouterr().err
