@@ -61,6 +61,14 @@ class _Row(NamedTuple):
     fresh_std: Any  # std of x_t given x_s: the sigma-hat of the paper's section 5.1
 
 
+class Transition(NamedTuple):
+    """The Gaussian `p(x_s | x_t)` that a step draws from, float32 at least."""
+
+    mean: torch.Tensor  # of the sample's shape
+    std: torch.Tensor  # broadcasts over it
+    pred_original_sample: torch.Tensor  # of the sample's shape
+
+
 class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
     r"""
     Denoising diffusion implicit models (https://arxiv.org/abs/2010.02502), for any model that was trained as a DDPM.
@@ -332,17 +340,98 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         prev_sample, std, pred_original_sample = self._transition(
             model_output, timestep, sample, eta, use_clipped_model_output
         )
-        # 6. x_s = mean + std z, eq. (12). eta = 0 draws nothing.
+        # 5. x_s = mean + std z, eq. (12). eta = 0 draws nothing.
         if std is not None:
             if variance_noise is None:
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
-            prev_sample = _add_(prev_sample, std, variance_noise.to(prev_sample.dtype))
+            _add_scaled_(prev_sample, std, variance_noise.to(prev_sample.dtype))
 
         prev_sample = prev_sample.to(sample.dtype)
         pred_original_sample = pred_original_sample.to(sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def transition(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float | torch.Tensor | None = None,
+        use_clipped_model_output: bool | None = None,
+    ) -> Transition:
+        """
+        The Gaussian that `step` draws from; arguments and errors are those of `step`. Differentiable.
+
+        Returns:
+            `Transition`: mean and std of `p(x_s | x_t)`, and the predicted x_0. The std is 0 at eta = 0 and on the step
+            to x_0.
+        """
+        _check_step_arguments(model_output, sample)
+        mean, std, pred_original_sample = self._transition(
+            model_output, timestep, sample, eta, use_clipped_model_output
+        )
+        if not isinstance(std, torch.Tensor):
+            std = torch.full((), std or 0.0, dtype=mean.dtype, device=mean.device)
+        return Transition(mean, std.to(mean.dtype), pred_original_sample)
+
+    @staticmethod
+    def log_prob(
+        prev_sample: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, reduction: Literal["sum", "mean"] = "sum"
+    ) -> torch.Tensor:
+        """
+        Log-density of x_s under `Normal(mean, std)`, for policy gradients. Differentiable.
+
+        Args:
+            prev_sample (`torch.Tensor` of shape `(B, ...)`): x_s.
+            mean (`torch.Tensor` of the same shape): From `transition`.
+            std (`torch.Tensor` that broadcasts): From `transition`. Where it is 0 the log-density counts as 0.
+            reduction (`str`, defaults to `"sum"`): `"sum"` over the elements of each sample, or their `"mean"`.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)`.
+
+        Raises:
+            ValueError: If the shapes differ or the reduction is unknown.
+        """
+        _check_choice("reduction", reduction, ("sum", "mean"))
+        if prev_sample.shape != mean.shape:
+            raise ValueError(
+                f"`prev_sample` must have the mean's shape {tuple(mean.shape)}, but has {tuple(prev_sample.shape)}."
+            )
+        random = std > 0
+        positive_std = torch.where(random, std, torch.ones_like(std))
+        log_prob = -(((prev_sample - mean) / positive_std) ** 2) / 2 - positive_std.log() - math.log(2 * math.pi) / 2
+        log_prob = torch.where(random, log_prob, torch.zeros_like(log_prob)).flatten(1)
+        return log_prob.sum(1) if reduction == "sum" else log_prob.mean(1)
+
+    def noise_between(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        prev_sample: torch.Tensor,
+        eta: float | torch.Tensor | None = None,
+        use_clipped_model_output: bool | None = None,
+    ) -> torch.Tensor:
+        """
+        The z with which `step(..., variance_noise=z)` goes from `sample` (x_t) to `prev_sample` (x_s).
+
+        Args:
+            prev_sample (`torch.Tensor` of the sample's shape): x_s. The other arguments are those of `step`.
+
+        Returns:
+            `torch.Tensor` of the sample's shape, float32 at least; 0 where the std is 0, since no z matters there.
+
+        Raises:
+            ValueError, TypeError: As `step`.
+        """
+        mean, std, _ = self.transition(model_output, timestep, sample, eta, use_clipped_model_output)
+        if prev_sample.shape != sample.shape:
+            raise ValueError(
+                f"`prev_sample` must have the sample's shape {tuple(sample.shape)}, but has {tuple(prev_sample.shape)}."
+            )
+        return torch.where(std > 0, (prev_sample - mean) / torch.where(std > 0, std, torch.ones_like(std)), 0.0)
 
     def _transition(
         self,
@@ -373,33 +462,28 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
                 f"{tuple(model_output.shape)} (`variance_type` is {config.variance_type!r})."
             )
 
-        # 2. x_0 and eps from the model output
+        # 2. x_0 = scale (p x_t + q m) and eps = r x_t + w m, where m is the model output
         dtype = torch.promote_types(sample.dtype, torch.float32)
         sample, model_output = sample.to(dtype), model_output.to(dtype)
-        if config.prediction_type == "epsilon":
-            pred_original_sample = _mul_(_add(sample, -row.sigma_t, model_output), 1 / row.alpha_t)
-            pred_epsilon = model_output
-        elif config.prediction_type == "sample":
-            pred_original_sample = model_output
-            pred_epsilon = _mul_(_add(sample, -row.alpha_t, model_output), 1 / row.sigma_t)
-        elif config.prediction_type == "v_prediction":
-            pred_original_sample = _add_(_mul(sample, row.alpha_t), -row.sigma_t, model_output)
-            pred_epsilon = _add_(_mul(sample, row.sigma_t), row.alpha_t, model_output)
-        else:
-            raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, but is {config.prediction_type!r}.")
+        scale, p, q, r, w = _prediction_coefficients(config.prediction_type, row.alpha_t, row.sigma_t)
+        pred_original_sample = _combine((p, sample), (q, model_output), scale=scale)
 
         # 3. threshold or clip x_0
         if config.thresholding:
             pred_original_sample = self._threshold_sample(pred_original_sample)
         elif config.clip_sample:
-            pred_original_sample = pred_original_sample.clamp(-config.clip_sample_range, config.clip_sample_range)
+            pred_original_sample = pred_original_sample.clamp_(-config.clip_sample_range, config.clip_sample_range)
 
-        # 4. re-derive eps from the clipped x_0
-        if use_clipped_model_output:
-            pred_epsilon = _mul_(_add(sample, -row.alpha_t, pred_original_sample), 1 / row.sigma_t)
-
-        # 5. the mean of x_s, eq. (12)
-        mean = _add_(_mul(pred_original_sample, row.alpha_s), direction, pred_epsilon)
+        # 4. the mean of x_s, alpha_s x_0 + direction eps, eq. (12), its factors gathered so that each is rounded once
+        alpha_s = row.alpha_s
+        if not (config.thresholding or config.clip_sample):
+            a, b = alpha_s * scale * p + direction * r, alpha_s * scale * q + direction * w
+            mean = _combine((a, sample), (b, model_output))
+        elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
+            b = direction / row.sigma_t
+            mean = _combine((alpha_s - b * row.alpha_t, pred_original_sample), (b, sample))
+        else:
+            mean = _combine((alpha_s, pred_original_sample), (direction * r, sample), (direction * w, model_output))
         return mean, None if isinstance(eta, float) and eta == 0 else std, pred_original_sample
 
     def _row(self, timestep: int | torch.Tensor, eta: float | torch.Tensor, sample: torch.Tensor):
@@ -477,7 +561,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             ValueError, TypeError: If shapes differ, or timesteps are out of range or no integers.
         """
         alpha_t, sigma_t, dtype = self._path(original_samples, noise, timesteps)
-        noisy = _add_(_mul(original_samples.to(dtype), alpha_t), sigma_t, noise.to(dtype))
+        noisy = _combine((alpha_t, original_samples.to(dtype)), (sigma_t, noise.to(dtype)))
         return noisy.to(original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -493,7 +577,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             ValueError, TypeError: If shapes differ, or timesteps are out of range or no integers.
         """
         alpha_t, sigma_t, dtype = self._path(sample, noise, timesteps)
-        return _add_(_mul(noise.to(dtype), alpha_t), -sigma_t, sample.to(dtype)).to(sample.dtype)
+        return _combine((alpha_t, noise.to(dtype)), (-sigma_t, sample.to(dtype))).to(sample.dtype)
 
     def _path(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
         """alpha_t and sigma_t, shaped for the sample, and the dtype to compute in."""
@@ -638,24 +722,42 @@ def _as_timesteps(timesteps, num_train_timesteps: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-# A coefficient is a float, or a tensor that broadcasts over the samples; either gives the same bits.
+def _prediction_coefficients(prediction_type: str, alpha_t: Any, sigma_t: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """scale, p, q, r, w of x_0 = scale (p x_t + q m) and eps = r x_t + w m, from x_t = alpha_t x_0 + sigma_t eps."""
+    if prediction_type == "epsilon":
+        return 1 / alpha_t, 1.0, -sigma_t, 0.0, 1.0
+    if prediction_type == "sample":
+        return 1.0, 0.0, 1.0, 1 / sigma_t, -alpha_t / sigma_t
+    if prediction_type == "v_prediction":
+        return 1.0, alpha_t, -sigma_t, sigma_t, alpha_t
+    raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
 
 
-def _mul(x: torch.Tensor, a: Any) -> torch.Tensor:
-    return x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
+# A factor below is a float, or a tensor that broadcasts over the samples; either gives the same bits.
 
 
-def _mul_(x: torch.Tensor, a: Any) -> torch.Tensor:
-    return x.mul_(a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
+def _combine(*terms: tuple[Any, torch.Tensor], scale: Any = 1.0) -> torch.Tensor:
+    """scale times the sum of a x over the terms (a, x), as a new tensor."""
+    (a, x), *rest = (term for term in terms if not _is_number(term[0], 0))
+    if _is_number(a, 1) and rest:
+        b, y = rest.pop(0)
+        total = torch.addcmul(x, y, b.to(x.dtype)) if isinstance(b, torch.Tensor) else torch.add(x, y, alpha=b)
+    else:
+        total = x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
+    for b, y in rest:
+        _add_scaled_(total, b, y)
+    if _is_number(scale, 1):
+        return total
+    return total.mul_(scale.to(x.dtype) if isinstance(scale, torch.Tensor) else scale)
 
 
-def _add(x: torch.Tensor, b: Any, y: torch.Tensor) -> torch.Tensor:
-    """x + b y, rounded once."""
-    return torch.addcmul(x, y, b.to(x.dtype)) if isinstance(b, torch.Tensor) else torch.add(x, y, alpha=b)
+def _is_number(factor: Any, number: int) -> bool:
+    return isinstance(factor, float) and factor == number
 
 
-def _add_(x: torch.Tensor, b: Any, y: torch.Tensor) -> torch.Tensor:
-    return x.addcmul_(y, b.to(x.dtype)) if isinstance(b, torch.Tensor) else x.add_(y, alpha=b)
+def _add_scaled_(total: torch.Tensor, a: Any, x: torch.Tensor) -> torch.Tensor:
+    """total += a x, rounded once."""
+    return total.addcmul_(x, a.to(x.dtype)) if isinstance(a, torch.Tensor) else total.add_(x, alpha=a)
 
 
 def _to_device(tensor: torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
@@ -745,7 +847,7 @@ def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> t
     return _to_device(eta, sample.device).to(dtype).view(-1, *(1,) * (sample.ndim - 1))
 
 
-def _check_step_arguments(model_output, sample, generator, variance_noise):
+def _check_step_arguments(model_output, sample, generator=None, variance_noise=None):
     for name, tensor in (("model_output", model_output), ("sample", sample)):
         if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, torch.Tensor) else repr(tensor)
