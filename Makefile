@@ -40,9 +40,10 @@ demo: data/digits
 		--mixed_precision $(PRECISION) --dynamo_backend no examples/train_unconditional.py \
 		--train_data_dir data/digits --output_dir $(DEMO) --overwrite_output_dir --resolution 16 \
 		--block_out_channels 32 64 64 --layers_per_block 1 --attention_resolutions \
-		--ddpm_beta_schedule squaredcos_cap_v2 --timestep_spacing trailing --ddpm_num_inference_steps 20 \
+		--ddpm_beta_schedule squaredcos_cap_v2 --prediction_type v_prediction \
+		--timestep_spacing trailing --ddpm_num_inference_steps 20 \
 		--train_batch_size 64 --max_train_steps 3600 --learning_rate 2e-3 --lr_warmup_steps 100 \
-		--use_ema --ema_max_decay 0.999 --checkpointing_steps 1800 --save_images_steps 600
+		--adam_beta1 0.9 --adam_weight_decay 0.01 --use_ema --ema_max_decay 0.999 --checkpointing_steps 1800 --save_images_steps 600
 	$(VENV)/bin/python examples/sample_grid.py $(DEMO) --num_images 64 --num_inference_steps 20 --compare_ddpm \
 		--output $(DEMO)/grid.png
 
@@ -58,7 +59,8 @@ quality: $(INSTALLED)
 	$(VENV)/bin/mypy
 
 bench: $(INSTALLED)
-	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE)
+	$(VENV)/bin/python benchmarks/differences.py --update README.md
+	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE) --update RESULTS.md
 
 clean:
 	rm -rf $(VENV) data outputs build dist *.egg-info

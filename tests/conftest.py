@@ -12,6 +12,24 @@ from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 diffusers.logging.set_verbosity_error()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--figures", action="store_true", help="print what the tests measured, over their parameters")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--figures"):
+        return
+    figures = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            test, _, parameters = report.nodeid.partition("[")
+            group = parameters.rstrip("]") if name.endswith(" each") else ""
+            figures.setdefault((test.split("::")[-1], name.removesuffix(" each"), group), []).append(value)
+    terminalreporter.section("figures")
+    for (test, name, group), values in sorted(figures.items()):
+        terminalreporter.line(f"{test}{f'[{group}]' if group else ''}: {name} {min(values):.3g} to {max(values):.3g}")
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
