@@ -47,14 +47,17 @@ def main(argv: list[str] | None = None) -> list[float]:
     )
     parser.add_argument("pipeline", help="folder or Hub id of an EtaDDIMPipeline")
     parser.add_argument("--output_dir", default="outputs/policy-gradient", help="folder for the result")
-    parser.add_argument("--num_rounds", type=int, default=25, help="rounds of sampling and learning")
+    parser.add_argument("--num_rounds", type=int, default=20, help="rounds of sampling and learning")
     parser.add_argument("--num_inference_steps", type=int, default=10, help="sampler steps")
     parser.add_argument("--eta", type=float, default=1.0, help="randomness of the steps, in (0, 1]")
     parser.add_argument("--batch_size", type=int, default=64, help="images per round")
-    parser.add_argument("--learning_rate", type=float, default=1e-4, help="learning rate of AdamW")
+    parser.add_argument("--learning_rate", type=float, default=2e-5, help="learning rate of AdamW")
     parser.add_argument("--clip_range", type=float, default=0.2, help="PPO's bound on the change of the probabilities")
     parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
     args = parser.parse_args(argv)
+    for name in ("num_rounds", "num_inference_steps", "batch_size", "learning_rate", "clip_range"):
+        if not getattr(args, name) > 0:
+            parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
     if not 0 < args.eta <= 1:
         parser.error(f"--eta must be in (0, 1], but is {args.eta}: without noise there is nothing to reinforce")
 

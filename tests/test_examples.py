@@ -44,3 +44,19 @@ def test_sample_grid_refuses(arguments, capsys):
     with pytest.raises(SystemExit):
         sample_grid.main(["nowhere", *arguments.split()])
     assert arguments.split()[0] in capsys.readouterr().err
+
+
+def test_policy_gradient_raises_the_reward(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = f"{tmp_path / 'model'} --output_dir {tmp_path / 'tuned'} --num_rounds 8 --batch_size 32"
+    rewards = policy_gradient.main([*arguments.split(), "--num_inference_steps", "5", "--learning_rate", "1e-3"])
+    assert min(rewards[-2:]) > max(rewards[:2]) + 0.02
+    assert (tmp_path / "tuned" / "grid.png").is_file()
+    assert (tmp_path / "tuned" / "model_index.json").is_file()
+
+
+@pytest.mark.parametrize("arguments", ["--eta 0", "--eta 1.5", "--batch_size 0", "--num_rounds -1"])
+def test_policy_gradient_refuses(arguments, capsys):
+    with pytest.raises(SystemExit):
+        policy_gradient.main(["nowhere", *arguments.split()])
+    assert arguments.split()[0] in capsys.readouterr().err
