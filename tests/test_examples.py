@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import policy_gradient
 import prepare_digits
 import sample_grid
 
