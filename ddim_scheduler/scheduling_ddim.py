@@ -47,6 +47,12 @@ VARIANCE_TYPES = (
     "fixed_large_log",
 )
 MAX_TRAIN_TIMESTEPS = 1_000_000
+# How a model was trained. diffusers lets the class that reads a config put its own defaults in the place of those that
+# the class which wrote it had; these belong to the model and stay.
+MODEL_KEYS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale"),
+    *("prediction_type", "clip_sample", "rescale_betas_zero_snr"),
+)
 
 
 class _Row(NamedTuple):
@@ -119,6 +125,8 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             `"learned_range"`: the model returns 2C channels and the second half holds the log-variance, or its place
             between the two bounds (https://arxiv.org/abs/2102.09672). eta scales the standard deviation of each.
             DDPMScheduler's `fixed_*` names are accepted and mean `None`.
+        snr_shift_scale (`float`, defaults to 1.0):
+            Divides the signal-to-noise ratio of every timestep (CogVideoX, https://arxiv.org/abs/2408.06072), positive.
 
     Raises:
         ValueError, TypeError: for any argument out of its range or of a wrong type; the message names it.
@@ -148,6 +156,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
         variance_type: str | None = None,
+        snr_shift_scale: float = 1.0,
     ):
         _check_int("num_train_timesteps", num_train_timesteps, 1, MAX_TRAIN_TIMESTEPS)
         _check_number("beta_start", beta_start, 0.0, 1.0, open_interval=True)
@@ -166,6 +175,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         _check_number("eta", eta, 0.0, 1.0)
         _check_bool("use_clipped_model_output", use_clipped_model_output)
         _check_choice("variance_type", variance_type, VARIANCE_TYPES)
+        _check_number("snr_shift_scale", snr_shift_scale, 0.0, open_interval=True)
 
         if trained_betas is None:
             betas = _betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
@@ -176,8 +186,11 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         # log alpha-bar: sums of log1p keep every digit of the small betas, which 1 - cumprod(1 - beta) loses
         with np.errstate(divide="ignore"):  # beta = 1 is log 0: zero terminal SNR
             log_alphas_cumprod = np.log1p(-betas).cumsum()
+            if snr_shift_scale != 1:  # abar / (k + (1 - k) abar), the k-th part of abar / (1 - abar)
+                log_alphas_cumprod -= np.log1p((1 - snr_shift_scale) * np.expm1(log_alphas_cumprod))
             if rescale_betas_zero_snr:
                 log_alphas_cumprod = _rescale_zero_terminal_snr(log_alphas_cumprod)
+            if snr_shift_scale != 1 or rescale_betas_zero_snr:
                 betas = -np.expm1(np.diff(log_alphas_cumprod, prepend=0.0))
         self._log_alphas_cumprod = log_alphas_cumprod
 
@@ -212,13 +225,15 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         if not isinstance(config, dict):
             raise TypeError(f"`config` must be a dictionary of scheduler arguments, but is {config!r}.")
 
-        other_keys = _keys_of_other_scheduler(config, cls)
-        if other_keys:
-            if not other_keys & {"beta_start", "beta_schedule", "trained_betas"}:
+        other = _arguments_of_other_scheduler(config, cls)
+        if other:
+            if not other.keys() & {"beta_start", "beta_schedule", "trained_betas"}:
                 name = config.get("_class_name", "scheduler")
                 raise ValueError(f"`config` of a {name} cannot be used: it has no beta schedule (keys: {[*config]}).")
-            if "clip_sample" not in other_keys | set(config):
-                kwargs.setdefault("clip_sample", False)
+            if "clip_sample" not in config:
+                kwargs.setdefault("clip_sample", other.get("clip_sample", False))
+        replaceable = [key for key in config.get("_use_default_values", []) if key not in MODEL_KEYS]
+        config = {**config, "_use_default_values": replaceable}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     # ------------------------------------------------------------------------------------------------- the grid
@@ -799,14 +814,15 @@ def _learned_std(variance: torch.Tensor, row: _Row, variance_type: str) -> torch
     return torch.where(std > 0, learned, torch.zeros_like(learned))
 
 
-def _keys_of_other_scheduler(config: dict[str, Any], cls: type) -> set[str]:
-    """The arguments that the scheduler behind a config takes; empty if the config was written by hand for `cls`."""
+def _arguments_of_other_scheduler(config: dict[str, Any], cls: type) -> dict[str, Any]:
+    """The arguments and defaults of the scheduler behind a config; none if that was written by hand for `cls`."""
     other = getattr(diffusers, str(config.get("_class_name")), None)
-    if other is not None:
-        return set(inspect.signature(other).parameters)
+    # a class whose optional package is missing is a stand-in that takes anything
+    if isinstance(other, type) and issubclass(other, SchedulerMixin):
+        return {name: parameter.default for name, parameter in inspect.signature(other).parameters.items()}
     # `scheduler.config` has no class name before it was saved, but holds every argument
-    own_keys = set(inspect.signature(cls).parameters)
-    return set(config) if isinstance(config, FrozenDict) or set(config) - own_keys else set()
+    own_keys = inspect.signature(cls).parameters.keys()
+    return dict(config) if isinstance(config, FrozenDict) or config.keys() - own_keys else {}
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

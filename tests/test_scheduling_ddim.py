@@ -481,6 +481,8 @@ def test_eta_and_use_clipped_model_output_of_the_config_are_the_default():
         ("eta", math.nan),
         ("use_clipped_model_output", "no"),
         ("variance_type", "learned_sigma"),
+        ("snr_shift_scale", 0.0),
+        ("snr_shift_scale", "3"),
     ],
 )
 def test_bad_constructor_argument(name, value):
