@@ -295,11 +295,11 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         std = sigma_s / sigma_t * fresh_std
         direction = alpha_t / alpha_s * sigma_s**2 / sigma_t
 
-        rows = _Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std)
-        self._table = np.stack(rows, axis=1)
-        self._prev_timesteps = prev_timesteps
-        self._device_table = _to_device(torch.from_numpy(self._table), device)
+        table = np.stack(_Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std), axis=1)
+        device_table = _to_device(torch.from_numpy(table), device)
+        # assigned together, so that a device that is not there changes nothing
         self.timesteps = _to_device(torch.from_numpy(grid.astype(np.int64)), device)
+        self._prev_timesteps, self._table, self._device_table = prev_timesteps, table, device_table
 
     @property
     def _final_log_alpha_cumprod(self) -> float:
@@ -462,6 +462,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         config = self.config
         if use_clipped_model_output is None:
             use_clipped_model_output = config.use_clipped_model_output
+        _check_bool("use_clipped_model_output", use_clipped_model_output)
 
         # 1. the row of t, the std of eq. (16) and the direction that goes with it:
         #    sigma_s^2 - std^2 = (1 - eta^2) sigma_s^2 + (eta direction(1))^2, a sum that cannot become negative
@@ -546,8 +547,9 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
                 f"{len(timesteps)}."
             )
         if timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
-            for t in timesteps.tolist():
-                self._check_timestep(t)
+            bad = [t for t in timesteps.tolist() if not 0 <= t < self.config.num_train_timesteps]
+            if bad:
+                raise ValueError(f"`timesteps` must be in 0..{self.config.num_train_timesteps - 1}, but hold {bad}.")
         return timesteps
 
     def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
@@ -805,7 +807,10 @@ def _split_variance(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[t
 def _learned_std(variance: torch.Tensor, row: _Row, variance_type: str) -> torch.Tensor:
     """The std from the model's second half (eq. (15) of https://arxiv.org/abs/2102.09672); 0 on the step to x_0."""
     variance = variance.to(torch.promote_types(variance.dtype, torch.float32))
-    std, fresh_std = (torch.as_tensor(v, device=variance.device).to(variance.dtype) for v in (row.std, row.fresh_std))
+    std, fresh_std = (
+        v.to(variance.dtype) if isinstance(v, torch.Tensor) else variance.new_full((), v)
+        for v in (row.std, row.fresh_std)
+    )
     if variance_type == "learned":
         learned = torch.exp(variance / 2)
     else:
@@ -858,8 +863,10 @@ def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> t
     """One or B values of eta, shaped for the sample. Their range is checked where that makes nobody wait."""
     if eta.numel() not in (1, len(sample)):
         raise ValueError(f"`eta` must hold one value or one for each of the {len(sample)} samples, but is {eta!r}.")
-    if eta.device.type == "cpu" and not torch.compiler.is_compiling() and not ((eta >= 0) & (eta <= 1)).all():
-        raise ValueError(f"`eta` must be in [0, 1], but is {eta!r}.")
+    if eta.device.type == "cpu" and not torch.compiler.is_compiling():
+        bad = [value for value in eta.flatten().tolist() if not 0 <= value <= 1]
+        if bad:
+            raise ValueError(f"`eta` must be in [0, 1], but holds {bad}.")
     return _to_device(eta, sample.device).to(dtype).view(-1, *(1,) * (sample.ndim - 1))
 
 

@@ -49,9 +49,9 @@ def test_sample_grid_refuses(arguments, capsys):
 
 def test_policy_gradient_raises_the_reward(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "model")
-    arguments = f"{tmp_path / 'model'} --output_dir {tmp_path / 'tuned'} --num_rounds 8 --batch_size 32"
-    rewards = policy_gradient.main([*arguments.split(), "--num_inference_steps", "5", "--learning_rate", "1e-3"])
-    assert min(rewards[-2:]) > max(rewards[:2]) + 0.02
+    arguments = f"{tmp_path / 'model'} --output_dir {tmp_path / 'tuned'} --num_rounds 4 --batch_size 64"
+    rewards = policy_gradient.main([*arguments.split(), "--num_inference_steps", "5", "--learning_rate", "3e-3"])
+    assert rewards[-1] > rewards[0] + 0.1
     assert (tmp_path / "tuned" / "grid.png").is_file()
     assert (tmp_path / "tuned" / "model_index.json").is_file()
 

@@ -527,7 +527,7 @@ def test_bad_set_timesteps_argument_changes_nothing(arguments, name):
         ({"timestep": 1.5}, "timestep"),
         ({"timestep": torch.tensor(1000)}, "timestep"),
         ({"timestep": torch.tensor([1, 2, 3])}, "timesteps"),
-        ({"timestep": torch.tensor([1, 1000])}, "timestep"),
+        ({"timestep": torch.tensor([1, 1000])}, "timesteps"),
         ({"timestep": torch.tensor([1.0, 2.0])}, "timesteps"),
         ({"sample": [1.0]}, "sample"),
         ({"sample": torch.ones(2, 3, 4, 4, dtype=torch.int64)}, "sample"),
@@ -539,6 +539,7 @@ def test_bad_set_timesteps_argument_changes_nothing(arguments, name):
         ({"eta": "1"}, "eta"),
         ({"eta": torch.tensor([0.5, 1.5])}, "eta"),
         ({"eta": torch.tensor([0.5, 0.5, 0.5])}, "eta"),
+        ({"use_clipped_model_output": "yes"}, "use_clipped_model_output"),
         ({"variance_noise": torch.randn(1, 3, 4, 4)}, "variance_noise"),
         ({"variance_noise": torch.randn(2, 3, 4, 4), "generator": torch.Generator()}, "generator"),
         ({"generator": [torch.Generator()]}, "generator"),
@@ -550,6 +551,15 @@ def test_bad_step_argument(arguments, name):
     good = {"model_output": torch.randn(2, 3, 4, 4), "timestep": 500, "sample": torch.randn(2, 3, 4, 4)}
     with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
         scheduler.step(**{**good, **arguments})
+
+
+def test_device_that_is_not_there_changes_nothing():
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(10)
+    before = dict(vars(scheduler))
+    with pytest.raises(RuntimeError):
+        scheduler.set_timesteps(20, device="nowhere")
+    assert all(vars(scheduler)[key] is value for key, value in before.items())
 
 
 def test_step_before_set_timesteps():
@@ -610,7 +620,7 @@ def test_malformed_scheduler_config(text, message, tmp_path):
     ("arguments", "name"),
     [
         ({"noise": torch.randn(1, 1, 2, 2)}, "noise"),
-        ({"timesteps": torch.tensor([1, 1000])}, "timestep"),
+        ({"timesteps": torch.tensor([1, 1000])}, "timesteps"),
         ({"timesteps": torch.tensor([1.0, 2.0])}, "timesteps"),
         ({"timesteps": torch.tensor([1, 2, 3])}, "timesteps"),
     ],
