@@ -359,10 +359,10 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         if std is not None:
             if variance_noise is None:
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
-            _add_scaled_(prev_sample, std, variance_noise.to(prev_sample.dtype))
+            _add_scaled_(prev_sample, std, _cast(variance_noise, prev_sample.dtype))
 
-        prev_sample = prev_sample.to(sample.dtype)
-        pred_original_sample = pred_original_sample.to(sample.dtype)
+        prev_sample = _cast(prev_sample, sample.dtype)
+        pred_original_sample = _cast(pred_original_sample, sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
@@ -479,10 +479,10 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             )
 
         # 2. x_0 = scale (p x_t + q m) and eps = r x_t + w m, where m is the model output
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        sample, model_output = sample.to(dtype), model_output.to(dtype)
+        dtype = _computing_dtype(sample)
+        sample, model_output = _cast(sample, dtype), _cast(model_output, dtype)
         scale, p, q, r, w = _prediction_coefficients(config.prediction_type, row.alpha_t, row.sigma_t)
-        pred_original_sample = _combine((p, sample), (q, model_output), scale=scale)
+        pred_original_sample = _combine(p, sample, q, model_output, scale)
 
         # 3. threshold or clip x_0
         if config.thresholding:
@@ -494,12 +494,14 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         alpha_s = row.alpha_s
         if not (config.thresholding or config.clip_sample):
             a, b = alpha_s * scale * p + direction * r, alpha_s * scale * q + direction * w
-            mean = _combine((a, sample), (b, model_output))
+            mean = _combine(a, sample, b, model_output)
         elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
             b = direction / row.sigma_t
-            mean = _combine((alpha_s - b * row.alpha_t, pred_original_sample), (b, sample))
+            mean = _combine(alpha_s - b * row.alpha_t, pred_original_sample, b, sample)
         else:
-            mean = _combine((alpha_s, pred_original_sample), (direction * r, sample), (direction * w, model_output))
+            mean = _combine(alpha_s, pred_original_sample, direction * w, model_output)
+            if not _is_number(r, 0):
+                _add_scaled_(mean, direction * r, sample)
         return mean, None if isinstance(eta, float) and eta == 0 else std, pred_original_sample
 
     def _row(self, timestep: int | torch.Tensor, eta: float | torch.Tensor, sample: torch.Tensor):
@@ -578,8 +580,8 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             ValueError, TypeError: If shapes differ, or timesteps are out of range or no integers.
         """
         alpha_t, sigma_t, dtype = self._path(original_samples, noise, timesteps)
-        noisy = _combine((alpha_t, original_samples.to(dtype)), (sigma_t, noise.to(dtype)))
-        return noisy.to(original_samples.dtype)
+        noisy = _combine(alpha_t, _cast(original_samples, dtype), sigma_t, _cast(noise, dtype))
+        return _cast(noisy, original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """
@@ -594,14 +596,15 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             ValueError, TypeError: If shapes differ, or timesteps are out of range or no integers.
         """
         alpha_t, sigma_t, dtype = self._path(sample, noise, timesteps)
-        return _combine((alpha_t, noise.to(dtype)), (-sigma_t, sample.to(dtype))).to(sample.dtype)
+        velocity = _combine(alpha_t, _cast(noise, dtype), -sigma_t, _cast(sample, dtype))
+        return _cast(velocity, sample.dtype)
 
     def _path(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
         """alpha_t and sigma_t, shaped for the sample, and the dtype to compute in."""
         if noise.shape != sample.shape:
             raise ValueError(f"`noise` must have the shape {tuple(sample.shape)}, but has {tuple(noise.shape)}.")
         row = self._rows(timesteps, sample)
-        return row.alpha_t, row.sigma_t, torch.promote_types(sample.dtype, torch.float32)
+        return row.alpha_t, row.sigma_t, _computing_dtype(sample)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns the sample as it is: DDIM scales no model input."""
@@ -753,16 +756,16 @@ def _prediction_coefficients(prediction_type: str, alpha_t: Any, sigma_t: Any) -
 # A factor below is a float, or a tensor that broadcasts over the samples; either gives the same bits.
 
 
-def _combine(*terms: tuple[Any, torch.Tensor], scale: Any = 1.0) -> torch.Tensor:
-    """scale times the sum of a x over the terms (a, x), as a new tensor."""
-    (a, x), *rest = (term for term in terms if not _is_number(term[0], 0))
-    if _is_number(a, 1) and rest:
-        b, y = rest.pop(0)
+def _combine(a: Any, x: torch.Tensor, b: Any, y: torch.Tensor, scale: Any = 1.0) -> torch.Tensor:
+    """scale (a x + b y), as a new tensor."""
+    if _is_number(a, 0):
+        a, x, b, y = b, y, a, x
+    if _is_number(b, 0):
+        total = x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
+    elif _is_number(a, 1):
         total = torch.addcmul(x, y, b.to(x.dtype)) if isinstance(b, torch.Tensor) else torch.add(x, y, alpha=b)
     else:
-        total = x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
-    for b, y in rest:
-        _add_scaled_(total, b, y)
+        total = _add_scaled_(x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a), b, y)
     if _is_number(scale, 1):
         return total
     return total.mul_(scale.to(x.dtype) if isinstance(scale, torch.Tensor) else scale)
@@ -775,6 +778,14 @@ def _is_number(factor: Any, number: int) -> bool:
 def _add_scaled_(total: torch.Tensor, a: Any, x: torch.Tensor) -> torch.Tensor:
     """total += a x, rounded once."""
     return total.addcmul_(x, a.to(x.dtype)) if isinstance(a, torch.Tensor) else total.add_(x, alpha=a)
+
+
+def _computing_dtype(sample: torch.Tensor) -> torch.dtype:
+    return torch.float64 if sample.dtype == torch.float64 else torch.float32
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # a call of `to` costs as much as an operator
 
 
 def _to_device(tensor: torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
