@@ -865,7 +865,7 @@ def _check_number(name: str, value: Any, low: float, high: float = math.inf, ope
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise TypeError(f"`{name}` must be a number, but is {value!r}.")
     inside = low < value < high if open_interval else low <= value <= high
-    if not inside or math.isinf(value):
+    if not inside or abs(value) == math.inf:
         interval = f"({low}, {high})" if open_interval else f"[{low}, {high}]"
         raise ValueError(f"`{name}` must be finite and in {interval}, but is {value!r}.")
 

@@ -1,0 +1,133 @@
+"""No waiting for the device, one compiled graph for a whole loop, export. What only a GPU can show is marked `gpu`."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ddim_scheduler import EtaDDIMScheduler
+
+
+def randn(*shape, seed=0, device="cpu"):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a value is read back from a tensor, or a tensor is copied from the device "meta" to the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        assert func.overloadpacket.__name__ not in ("item", "_local_scalar_dense"), func
+        result = func(*args, **kwargs)
+        devices = [value.device.type for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        if "meta" in devices and isinstance(result, torch.Tensor):
+            assert result.device.type == "meta", f"{func} copies to the host"
+        return result
+
+
+def loop(scheduler, device, timesteps_on_device, **step_kwargs):
+    """`set_timesteps` and a loop, with the timesteps where asked for."""
+    scheduler.set_timesteps(5, device=device if timesteps_on_device else None)
+    sample = torch.empty(2, 3, 8, 8, device=device)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(torch.empty_like(sample), t, sample, **step_kwargs).prev_sample
+    return sample
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("timesteps_on_device", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_loop_reads_nothing_back(device, timesteps_on_device, eta):
+    """The device "meta" stands in for an accelerator: nothing can be read from it."""
+    with NoWaiting():
+        assert loop(EtaDDIMScheduler(), device, timesteps_on_device, eta=eta).shape == (2, 3, 8, 8)
+
+
+def test_loop_of_diffusers_reads_back():
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        loop(DDIMScheduler(), "cpu", False)
+
+
+@pytest.mark.parametrize("settings", [{}, {"prediction_type": "v_prediction", "clip_sample": False}])
+def test_one_compilation_for_all_timesteps_of_each_eta(settings):
+    torch._dynamo.reset()
+    scheduler = EtaDDIMScheduler(**settings)
+    scheduler.set_timesteps(20)
+    step = torch.compile(scheduler.step, fullgraph=True)
+    graphs = []
+    for eta in (0.0, 0.5, 1.0):
+        torch._dynamo.utils.counters.clear()
+        sample = randn(2, 3, 8, 8)
+        for i, t in enumerate(scheduler.timesteps):
+            output, z = randn(2, 3, 8, 8, seed=i), randn(2, 3, 8, 8, seed=100 + i)
+            expected = scheduler.step(output, t, sample, eta=eta, variance_noise=z).prev_sample
+            sample = step(output, t, sample, eta=eta, variance_noise=z).prev_sample
+            assert (sample - expected).abs().max() < 1e-6 * expected.abs().max()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == 1
+    assert max(graphs) == 1
+
+
+class Step(torch.nn.Module):
+    """A UNet's call and the step behind it."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.unet, self.scheduler = unet, scheduler
+
+    def forward(self, sample, timestep):
+        output = sample if self.unet is None else self.unet(sample, timestep, return_dict=False)[0]
+        return self.scheduler.step(output, timestep, sample, return_dict=False)
+
+
+@pytest.mark.parametrize("with_unet", [False, True])
+def test_export(unet, with_unet):
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(10)
+    module = Step(unet if with_unet else None, scheduler)
+    sample = randn(2, 1, 16, 16)
+    exported = torch.export.export(module, (sample, torch.tensor(900))).module()
+    for t in scheduler.timesteps:
+        for a, b in zip(exported(sample, t), module(sample, t), strict=True):
+            assert (a - b).abs().max() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("timesteps_on_device", [False, True])
+def test_gpu_loop_makes_the_host_wait_for_nothing(timesteps_on_device, eta):
+    scheduler = EtaDDIMScheduler()
+    loop(scheduler, "cuda", timesteps_on_device, eta=eta)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loop(scheduler, "cuda", timesteps_on_device, eta=eta)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_gpu_graph_of_the_whole_loop_replays_the_eager_images(unet):
+    unet = unet.to("cuda")
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(10, device="cuda")
+    timesteps = list(scheduler.timesteps)
+
+    @torch.no_grad()
+    def sample_loop(sample):
+        for t in timesteps:
+            sample = scheduler.step(unet(sample, t).sample, t, sample).prev_sample
+        return sample
+
+    start = randn(2, 1, 16, 16, device="cuda")
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = sample_loop(start)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = sample_loop(start)
+    captured.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    unet.to("cpu")
+    assert (captured - expected).abs().max() < 1e-5
