@@ -42,6 +42,7 @@ from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, PREDICTION_TYPES, TIM
 logger = get_logger(__name__, log_level="INFO")
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "samples", "logs", "training_args.json")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", default="outputs/ddim-model", help="folder for all that the run writes")
-    group.add_argument("--overwrite_output_dir", action="store_true", help="delete what the output folder holds first")
+    group.add_argument("--overwrite_output_dir", action="store_true", help="delete what a former run wrote there first")
     group.add_argument("--save_images_steps", type=int, default=1000, help="optimizer steps between previews")
     group.add_argument(
         "--eval_batch_size", type=int, default=64, help="number of images of a preview, over all processes"
@@ -290,6 +291,15 @@ def list_checkpoints(output_dir: str) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
+def delete_outputs(output_dir: str):
+    """Deletes what a former run wrote, and nothing else."""
+    for path in [*list_checkpoints(output_dir), *(Path(output_dir, name) for name in OTHER_OUTPUTS)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int):
     """Writes a checkpoint under a temporary name and renames it, so that one with a proper name is whole."""
     path = Path(args.output_dir, f"checkpoint-{step}")
@@ -345,6 +355,8 @@ def main(argv: list[str] | None = None) -> float:
     # 1. everything that can be refused is looked at before anything is written
     checkpoint = find_checkpoint(args)
     output_dir = Path(args.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"`output_dir` is no folder: {output_dir}")
     if output_dir.exists() and any(output_dir.iterdir()) and not (checkpoint or args.overwrite_output_dir):
         raise ValueError(
             f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
@@ -401,7 +413,7 @@ def main(argv: list[str] | None = None) -> float:
     global_step = 0
     if accelerator.is_main_process:
         if args.overwrite_output_dir:
-            shutil.rmtree(output_dir, ignore_errors=True)
+            delete_outputs(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "training_args.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     accelerator.wait_for_everyone()

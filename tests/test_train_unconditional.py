@@ -291,6 +291,31 @@ def test_output_folder_that_holds_files_is_left_alone(image_folder, tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+def test_overwriting_deletes_only_what_a_run_wrote(image_folder, tmp_path):
+    common = (
+        "--train_data_dir",
+        image_folder,
+        "--output_dir",
+        tmp_path,
+        "--logger",
+        "none",
+        "--checkpointing_steps",
+        1,
+    )
+    (tmp_path / "thesis.txt").write_text("years of work")
+    train(*common, "--max_train_steps", 2, "--overwrite_output_dir")
+    train(*common, "--max_train_steps", 1, "--overwrite_output_dir")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    assert [p.name for p in (tmp_path / "samples").iterdir()] == ["step-000001.png"]
+
+
+def test_output_path_that_is_a_file(image_folder, tmp_path):
+    (tmp_path / "model").write_text("a file")
+    with pytest.raises(ValueError, match="`output_dir` is no folder"):
+        train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model")
+
+
 def test_arguments_are_recorded(image_folder, tmp_path):
     train(
         "--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--max_train_steps", 1, "--logger", "none"
