@@ -457,8 +457,8 @@ def main(argv: list[str] | None = None) -> float:
     while global_step < max_train_steps:
         epoch, steps_done = divmod(global_step, steps_per_epoch)
         batches_done = steps_done * args.gradient_accumulation_steps
-        dataloader.set_epoch(epoch)
         batches = skip_first_batches(dataloader, batches_done) if batches_done else dataloader
+        batches.set_epoch(epoch)
         for index, images in enumerate(batches, start=batches_done):
             seed = (args.seed, epoch, index)
             noisy_images, timesteps, target = training_batch(images, noise_scheduler, seed, accelerator)

@@ -25,10 +25,8 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
         seed (`int`): Seed of the whole set of images, at least 0.
         indices (iterable of `int`): Numbers of the images in the set, each at least 0.
     """
-    return [
-        torch.Generator().manual_seed(int(np.random.SeedSequence([seed, k]).generate_state(1, np.uint64)[0] >> 1))
-        for k in indices
-    ]
+    states = [np.random.SeedSequence([seed, k]).generate_state(1, np.uint64) for k in indices]
+    return [torch.Generator().manual_seed(int(state[0]) >> 1) for state in states]
 
 
 class EtaDDIMPipeline(DiffusionPipeline):
