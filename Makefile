@@ -3,6 +3,7 @@
 #   make demo        train on digits, load the result in a fresh process, write a picture
 #   make test        the fast tests
 #   make test-slow   the tests that take minutes
+#   make test-lowest the fast tests with the lowest versions that setup.cfg admits
 #   make quality     lint, format, types
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
 #
@@ -20,7 +21,7 @@ PRECISION ?= bf16
 PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-slow quality bench clean
+.PHONY: install demo test test-slow test-lowest quality bench clean
 
 install: $(INSTALLED)
 
@@ -53,6 +54,9 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
 quality: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -63,4 +67,4 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE) --update RESULTS.md
 
 clean:
-	rm -rf $(VENV) data outputs build dist *.egg-info
+	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info
