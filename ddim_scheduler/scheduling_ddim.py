@@ -113,7 +113,8 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             Largest threshold for `thresholding`, at least 1.
         timestep_spacing (`str`, defaults to `"leading"`):
             `"leading"`, `"trailing"`, `"linspace"` (Table 2 of https://arxiv.org/abs/2305.08891) or `"quadratic"` (the
-            official code's `quad`).
+            official code's `quad`; where that repeats small timesteps, from about 29 steps of 1000 on, the i-th
+            smallest is at least i).
         rescale_betas_zero_snr (`bool`, defaults to `False`):
             Rescale the betas so that the last timestep is pure noise (Algorithm 1 of https://arxiv.org/abs/2305.08891).
         eta (`float`, defaults to 0.0):
@@ -220,14 +221,14 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             TypeError: If `config` is not a dictionary.
-            ValueError: If `config` has no beta schedule (flow matching, EDM...), or holds an invalid value.
+            ValueError: If `config` has no beta schedule (flow matching, EDM, IPNDM...), or holds an invalid value.
         """
         if not isinstance(config, dict):
             raise TypeError(f"`config` must be a dictionary of scheduler arguments, but is {config!r}.")
 
         other = _arguments_of_other_scheduler(config, cls)
         if other:
-            if not other.keys() & {"beta_start", "beta_schedule", "trained_betas"}:
+            if not other.keys() & {"beta_start", "beta_schedule"} and config.get("trained_betas") is None:
                 name = config.get("_class_name", "scheduler")
                 raise ValueError(f"`config` of a {name} cannot be used: it has no beta schedule (keys: {[*config]}).")
             if "clip_sample" not in config:
@@ -267,17 +268,14 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             )
         num_train_timesteps = self.config.num_train_timesteps
         if num_inference_steps is not None:
+            num_inference_steps = _python_number(num_inference_steps)
             _check_int("num_inference_steps", num_inference_steps, 1, num_train_timesteps)
             grid = _spaced_timesteps(
                 self.config.timestep_spacing, num_train_timesteps, num_inference_steps, self.config.steps_offset
             )
         else:
             grid = _as_timesteps(timesteps, num_train_timesteps)
-        if self.config.prediction_type == "epsilon" and np.isneginf(self._log_alphas_cumprod[grid]).any():
-            raise ValueError(
-                f"`prediction_type` 'epsilon' cannot start at timestep {grid[0]}, where the signal is zero and x_0 is "
-                "undefined; use 'v_prediction' or 'sample', or timesteps below it (`timestep_spacing='leading'`)."
-            )
+        self._check_signal(grid)
         self._set_grid(grid, device)
         self.num_inference_steps = len(grid)
 
@@ -293,7 +291,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         sigma_t, sigma_s = np.sqrt(-np.expm1(log_t)), np.sqrt(-np.expm1(log_s))
         fresh_std = np.sqrt(-np.expm1(log_t - log_s))
         std = sigma_s / sigma_t * fresh_std
-        direction = alpha_t / alpha_s * sigma_s**2 / sigma_t
+        direction = np.exp((log_t - log_s) / 2) * sigma_s**2 / sigma_t
 
         table = np.stack(_Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std), axis=1)
         device_table = _to_device(torch.from_numpy(table), device)
@@ -471,7 +469,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         std = eta * (row.fresh_std if config.variance_type == "sigma_hat" else row.std)
         if config.variance_type in ("learned", "learned_range"):
             model_output, variance = _split_variance(model_output, sample)
-            std = eta * _learned_std(variance, row, config.variance_type)
+            std = _times(_learned_std(variance, row, config.variance_type), eta)
         elif model_output.shape != sample.shape:
             raise ValueError(
                 f"`model_output` must have the sample's shape {tuple(sample.shape)}, but has "
@@ -507,21 +505,26 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
     def _row(self, timestep: int | torch.Tensor, eta: float | torch.Tensor, sample: torch.Tensor):
         """The row of t, eta, and the square root to use on them: floats where reading t makes nobody wait."""
         if not isinstance(eta, torch.Tensor):
+            eta = _python_number(eta)
             _check_number("eta", eta, 0.0, 1.0)
             eta = float(eta)
             if _is_on_host(timestep):
-                row = _Row(*self._table[self._check_timestep(timestep)].tolist())
-                if row.alpha_t == 0 and self.config.prediction_type == "epsilon":
-                    raise ValueError(f"`timestep` {timestep} has no signal: x_0 cannot be found from epsilon there.")
+                t = self._check_timestep(timestep)
+                row = _Row(*self._table[t].tolist())
+                if row.alpha_t == 0:
+                    self._check_signal([t])
                 return row, eta, math.sqrt
-        row = self._rows(timestep, sample)
+        if not isinstance(timestep, torch.Tensor):
+            t = timestep if torch.compiler.is_compiling() else self._check_timestep(timestep)
+            timestep = torch.full((1,), t)
+        row = self._rows("timestep", timestep, sample)
+        if timestep.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_signal(timestep.flatten().tolist())
         return row, _check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
 
-    def _rows(self, timesteps: int | torch.Tensor, sample: torch.Tensor) -> _Row:
+    def _rows(self, name: str, timesteps: torch.Tensor, sample: torch.Tensor) -> _Row:
         """The rows of one or B timesteps as tensors of shape (1 or B, 1, ...) on the sample's device."""
-        if not isinstance(timesteps, torch.Tensor):
-            timesteps = torch.full((1,), timesteps, device=sample.device)
-        timesteps = self._check_timesteps(timesteps, sample)
+        timesteps = self._check_timesteps(name, timesteps, sample)
         table = self._device_table
         if table.device != sample.device:
             table = _to_device(torch.from_numpy(self._table), sample.device)
@@ -529,29 +532,42 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         return _Row(*rows.view(-1, len(_Row._fields), *(1,) * (sample.ndim - 1)).unbind(1))
 
     def _check_timestep(self, timestep: int | torch.Tensor) -> int:
-        t = timestep.tolist() if isinstance(timestep, torch.Tensor) else timestep
-        if isinstance(t, list) and len(t) == 1:
+        t = timestep.tolist() if isinstance(timestep, torch.Tensor) else _python_number(timestep)
+        while isinstance(t, list) and len(t) == 1:  # a tensor of one element
             t = t[0]
-        if isinstance(t, bool) or not isinstance(t, int | np.integer):
+        if isinstance(t, bool) or not isinstance(t, int):
             raise TypeError(f"`timestep` must be an integer, but is {timestep!r}.")
         if not 0 <= t < self.config.num_train_timesteps:
             raise ValueError(f"`timestep` must be in 0..{self.config.num_train_timesteps - 1}, but is {t}.")
-        return int(t)
+        return t
 
-    def _check_timesteps(self, timesteps: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def _check_signal(self, timesteps: Any):
+        """Refuses epsilon prediction where alpha_t is 0 (zero terminal SNR)."""
+        if self.config.prediction_type != "epsilon":
+            return
+        without_signal = [int(t) for t in timesteps if np.exp(self._log_alphas_cumprod[t] / 2) == 0]
+        if without_signal:
+            raise ValueError(
+                f"`prediction_type` 'epsilon' tells nothing about x_0 at timestep {without_signal[0]}, where there is "
+                "no signal; use 'v_prediction', 'sample', or lower timesteps (`timestep_spacing='leading'`)."
+            )
+
+    def _check_timesteps(self, name: str, timesteps: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """One or B timesteps as int64. Their range is checked where that makes nobody wait."""
+        if not isinstance(timesteps, torch.Tensor):
+            raise TypeError(f"`{name}` must be a tensor of integers, but is {timesteps!r}.")
         if timesteps.is_floating_point() or timesteps.dtype == torch.bool or timesteps.is_complex():
-            raise TypeError(f"`timesteps` must be integers, but have dtype {timesteps.dtype}.")
+            raise TypeError(f"`{name}` must be integers, but have dtype {timesteps.dtype}.")
         timesteps = timesteps.reshape(-1).long()
         if len(timesteps) not in (1, len(sample)):
             raise ValueError(
-                f"`timesteps` must hold one timestep or one for each of the {len(sample)} samples, but hold "
+                f"`{name}` must hold one timestep or one for each of the {len(sample)} samples, but hold "
                 f"{len(timesteps)}."
             )
         if timesteps.device.type == "cpu" and not torch.compiler.is_compiling():
             bad = [t for t in timesteps.tolist() if not 0 <= t < self.config.num_train_timesteps]
             if bad:
-                raise ValueError(f"`timesteps` must be in 0..{self.config.num_train_timesteps - 1}, but hold {bad}.")
+                raise ValueError(f"`{name}` must be in 0..{self.config.num_train_timesteps - 1}, but hold {bad}.")
         return timesteps
 
     def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
@@ -601,9 +617,11 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
 
     def _path(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
         """alpha_t and sigma_t, shaped for the sample, and the dtype to compute in."""
+        for name, tensor in (("sample", sample), ("noise", noise)):
+            _check_floating(name, tensor)
         if noise.shape != sample.shape:
             raise ValueError(f"`noise` must have the shape {tuple(sample.shape)}, but has {tuple(noise.shape)}.")
-        row = self._rows(timesteps, sample)
+        row = self._rows("timesteps", timesteps, sample)
         return row.alpha_t, row.sigma_t, _computing_dtype(sample)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
@@ -761,14 +779,18 @@ def _combine(a: Any, x: torch.Tensor, b: Any, y: torch.Tensor, scale: Any = 1.0)
     if _is_number(a, 0):
         a, x, b, y = b, y, a, x
     if _is_number(b, 0):
-        total = x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
+        total = _times(x, a)
     elif _is_number(a, 1):
         total = torch.addcmul(x, y, b.to(x.dtype)) if isinstance(b, torch.Tensor) else torch.add(x, y, alpha=b)
     else:
-        total = _add_scaled_(x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a), b, y)
+        total = _add_scaled_(_times(x, a), b, y)
     if _is_number(scale, 1):
         return total
     return total.mul_(scale.to(x.dtype) if isinstance(scale, torch.Tensor) else scale)
+
+
+def _times(x: torch.Tensor, a: Any) -> torch.Tensor:
+    return x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
 
 
 def _is_number(factor: Any, number: int) -> bool:
@@ -855,14 +877,19 @@ def _check_bool(name: str, value: Any):
 
 
 def _check_int(name: str, value: Any, low: int, high: int | None = None):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
     if value < low or (high is not None and value > high):
         raise ValueError(f"`{name}` must be {f'in {low}..{high}' if high else f'at least {low}'}, but is {value!r}.")
 
 
+def _python_number(value: Any) -> Any:
+    """A numpy scalar as the number it holds; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _check_number(name: str, value: Any, low: float, high: float = math.inf, open_interval: bool = False):
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"`{name}` must be a number, but is {value!r}.")
     inside = low < value < high if open_interval else low <= value <= high
     if not inside or abs(value) == math.inf:
@@ -872,7 +899,7 @@ def _check_number(name: str, value: Any, low: float, high: float = math.inf, ope
 
 def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """One or B values of eta, shaped for the sample. Their range is checked where that makes nobody wait."""
-    if eta.numel() not in (1, len(sample)):
+    if eta.is_complex() or eta.numel() not in (1, len(sample)):
         raise ValueError(f"`eta` must hold one value or one for each of the {len(sample)} samples, but is {eta!r}.")
     if eta.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = [value for value in eta.flatten().tolist() if not 0 <= value <= 1]
@@ -881,20 +908,30 @@ def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> t
     return _to_device(eta, sample.device).to(dtype).view(-1, *(1,) * (sample.ndim - 1))
 
 
+def _check_floating(name: str, tensor: Any):
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else repr(tensor)
+        raise TypeError(f"`{name}` must be a floating point tensor, but is {kind}.")
+
+
 def _check_step_arguments(model_output, sample, generator=None, variance_noise=None):
-    for name, tensor in (("model_output", model_output), ("sample", sample)):
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else repr(tensor)
-            raise TypeError(f"`{name}` must be a floating point tensor, but is {kind}.")
+    _check_floating("model_output", model_output)
+    _check_floating("sample", sample)
     if generator is None and variance_noise is None:
         return
     if generator is not None and variance_noise is not None:
         raise ValueError("`generator` and `variance_noise` cannot both be given: the noise has one source.")
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(g, torch.Generator) for g in generators):
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, but is {generator!r}.")
     if isinstance(generator, list) and len(generator) != len(sample):
         raise ValueError(
             f"`generator` must hold one for each of the {len(sample)} samples, but holds {len(generator)}."
         )
-    if variance_noise is not None and variance_noise.shape != sample.shape:
+    if variance_noise is None:
+        return
+    _check_floating("variance_noise", variance_noise)
+    if variance_noise.shape != sample.shape:
         raise ValueError(
             f"`variance_noise` must have the sample's shape {tuple(sample.shape)}, but has "
             f"{tuple(variance_noise.shape)}."

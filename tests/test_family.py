@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from ddim_scheduler import EtaDDIMScheduler
 
@@ -146,6 +146,19 @@ def test_learned_range_equals_ddpm_scheduler(timestep):
     assert (ours.transition(output, timestep, x, eta=0.0).std == 0).all()
 
 
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range", "sigma_hat"])
+def test_batched_other_variances_equal_single_steps_bit_for_bit(variance_type):
+    scheduler = make(variance_type=variance_type)
+    x, z, output = randn(3, 2, 5, 7), randn(3, 2, 5, 7, seed=1), randn(3, 4, 5, 7, seed=2)
+    output = output if variance_type != "sigma_hat" else output[:, :2]
+    timesteps, etas = torch.tensor([900, 300, 0]), torch.tensor([0.2, 0.7, 1.0], dtype=torch.float64)
+    batch = scheduler.step(output, timesteps, x, eta=etas, variance_noise=z).prev_sample
+    for k in range(3):
+        one = slice(k, k + 1)
+        single = scheduler.step(output[one], int(timesteps[k]), x[one], eta=etas[k].item(), variance_noise=z[one])
+        assert torch.equal(batch[one], single.prev_sample)
+
+
 def test_learned_variance_is_a_log_variance():
     scheduler = make(variance_type="learned", clip_sample=False)
     x, output = randn(2, 3, 4, 4), randn(2, 6, 4, 4, seed=1)
@@ -167,6 +180,13 @@ def test_fixed_variances_of_ddpm_configs_go_there_and_back(name):
         make().step(x, 500, x, eta=1.0, variance_noise=z).prev_sample,
     )
     assert DDPMScheduler.from_config(ours.config).config.variance_type == name
+
+
+def test_thresholding_interpolates_the_quantile_as_diffusers():
+    settings = {"thresholding": True, "sample_max_value": 100.0, "dynamic_thresholding_ratio": 0.3}
+    ours, theirs = EtaDDIMScheduler(**settings), DDIMScheduler(**settings)
+    x = 5 * randn(4, 1, 2, 3)
+    assert (ours._threshold_sample(x) - theirs._threshold_sample(x)).abs().max() < 1e-6
 
 
 def test_thresholding_of_more_elements_than_torch_quantile_takes():

@@ -65,6 +65,23 @@ def test_grid_equals_diffusers_where_diffusers_is_right(spacing):
     assert wrong_length == (62 if spacing == "trailing" else 0)
 
 
+def test_numpy_numbers_are_taken_as_arguments_of_calls():
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(np.uint8(10))
+    assert scheduler.timesteps.tolist() == [*range(900, -1, -100)]
+    x = randn(1, 1, 2, 2)
+    expected = scheduler.step(x, 500, x, eta=0.5, variance_noise=x).prev_sample
+    for timestep in (np.int64(500), torch.tensor([[500]], dtype=torch.int16)):
+        assert torch.equal(scheduler.step(x, timestep, x, eta=np.float32(0.5), variance_noise=x).prev_sample, expected)
+
+
+def test_nearly_all_noise_is_finite():
+    scheduler = EtaDDIMScheduler(trained_betas=[0.999] * 1000, prediction_type="v_prediction")
+    scheduler.set_timesteps(10)
+    x = randn(10, 1, 2, 2)
+    assert scheduler.step(x, scheduler.timesteps, x, eta=1.0, variance_noise=x).prev_sample.isfinite().all()
+
+
 def test_quadratic_grid_equals_the_official_quad_where_that_is_distinct():
     scheduler = EtaDDIMScheduler(timestep_spacing="quadratic")
     compared = 0
@@ -417,6 +434,11 @@ def test_config_of_a_scheduler_that_clips_clips(scheduler_class):
     assert EtaDDIMScheduler.from_config({"_class_name": scheduler_class.__name__}).config.clip_sample is True
 
 
+def test_config_without_betas_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="IPNDMScheduler"):
+        EtaDDIMScheduler.from_config({"_class_name": "IPNDMScheduler", "num_train_timesteps": 1000})
+
+
 def test_config_of_flow_matching_is_refused_by_name(tmp_path):
     other = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ValueError, match="beta schedule"):
@@ -483,6 +505,8 @@ def test_eta_and_use_clipped_model_output_of_the_config_are_the_default():
         ("variance_type", "learned_sigma"),
         ("snr_shift_scale", 0.0),
         ("snr_shift_scale", "3"),
+        ("num_train_timesteps", np.int64(1000)),
+        ("beta_end", np.float32(0.02)),
     ],
 )
 def test_bad_constructor_argument(name, value):
@@ -526,9 +550,17 @@ def test_bad_set_timesteps_argument_changes_nothing(arguments, name):
         ({"timestep": -1}, "timestep"),
         ({"timestep": 1.5}, "timestep"),
         ({"timestep": torch.tensor(1000)}, "timestep"),
-        ({"timestep": torch.tensor([1, 2, 3])}, "timesteps"),
-        ({"timestep": torch.tensor([1, 1000])}, "timesteps"),
-        ({"timestep": torch.tensor([1.0, 2.0])}, "timesteps"),
+        ({"timestep": torch.tensor([1, 2, 3])}, "timestep"),
+        ({"timestep": torch.tensor([1, 1000])}, "timestep"),
+        ({"timestep": torch.tensor([1.0, 2.0])}, "timestep"),
+        ({"timestep": torch.tensor(True)}, "timestep"),
+        ({"timestep": None}, "timestep"),
+        ({"eta": torch.tensor(1j)}, "eta"),
+        ({"eta": np.complex128(0.5 + 3j)}, "eta"),
+        ({"generator": 5}, "generator"),
+        ({"generator": [None, None]}, "generator"),
+        ({"variance_noise": 1.0}, "variance_noise"),
+        ({"variance_noise": torch.ones(2, 3, 4, 4, dtype=torch.complex64)}, "variance_noise"),
         ({"sample": [1.0]}, "sample"),
         ({"sample": torch.ones(2, 3, 4, 4, dtype=torch.int64)}, "sample"),
         ({"model_output": torch.randn(2, 3, 4, 5)}, "model_output"),
@@ -573,8 +605,12 @@ def test_zero_signal_with_epsilon_prediction_is_refused():
         scheduler.set_timesteps(10)
     scheduler = EtaDDIMScheduler(rescale_betas_zero_snr=True)  # leading starts at 900
     scheduler.set_timesteps(10)
-    with pytest.raises(ValueError, match="`timestep` 999"):
-        scheduler.step(torch.randn(1, 1, 2, 2), 999, torch.randn(1, 1, 2, 2))
+    x = torch.randn(2, 1, 2, 2)
+    for timestep in (999, torch.tensor([999]), torch.tensor([500, 999])):
+        for eta in (0.5, torch.tensor([0.5])):
+            with pytest.raises(ValueError, match="timestep 999"):
+                scheduler.step(x, timestep, x, eta=eta)
+    assert scheduler.add_noise(x, x, torch.tensor([999])).isfinite().all()
 
 
 @pytest.mark.parametrize("config", ["DDIM", [], ["num_train_timesteps"], None, 3])
@@ -623,6 +659,8 @@ def test_malformed_scheduler_config(text, message, tmp_path):
         ({"timesteps": torch.tensor([1, 1000])}, "timesteps"),
         ({"timesteps": torch.tensor([1.0, 2.0])}, "timesteps"),
         ({"timesteps": torch.tensor([1, 2, 3])}, "timesteps"),
+        ({"timesteps": None}, "timesteps"),
+        ({"noise": None}, "noise"),
     ],
 )
 @pytest.mark.parametrize("method", ["add_noise", "get_velocity"])
