@@ -28,7 +28,8 @@ def reward(images: torch.Tensor) -> torch.Tensor:
 def rollout(pipeline: EtaDDIMPipeline, args: argparse.Namespace, generator: torch.Generator):
     """Samples images, and returns every (t, x_t, x_s, log-probability) on the way."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
-    shape = (args.batch_size, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    size = unet.config.sample_size
+    shape = (args.batch_size, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     sample = torch.randn(shape, generator=generator)
     trajectory = []
     for t in scheduler.timesteps:

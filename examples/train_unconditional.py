@@ -42,6 +42,12 @@ from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, PREDICTION_TYPES, TIM
 logger = get_logger(__name__, log_level="INFO")
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# what a checkpoint depends on, and a resumed run must therefore not change
+FIXED_ARGUMENTS = (
+    *("resolution", "channels", "model_config_name_or_path", "block_out_channels", "layers_per_block"),
+    *("attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule", "use_ema"),
+)
 OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "samples", "logs", "training_args.json")
 
 
@@ -121,12 +127,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     positive = "resolution layers_per_block ddpm_num_steps train_batch_size gradient_accumulation_steps num_epochs "
     positive += "max_train_steps learning_rate save_images_steps eval_batch_size checkpointing_steps "
     positive += "checkpoints_total_limit max_grad_norm ddpm_num_inference_steps"
+    positive += " adam_epsilon ema_inv_gamma ema_power"
     for name in positive.split():
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
-    for name in ("seed", "lr_warmup_steps"):
-        if getattr(args, name) < 0:
+    for name in ("seed", "lr_warmup_steps", "adam_weight_decay"):
+        if not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must not be negative, but is {getattr(args, name)}")
+    for name in ("adam_beta1", "adam_beta2", "ema_max_decay"):
+        if not 0 <= getattr(args, name) < 1:
+            parser.error(f"--{name} must be in [0, 1), but is {getattr(args, name)}")
+    if min(args.block_out_channels) < 1:
+        parser.error(f"--block_out_channels must be positive, but are {args.block_out_channels}")
     if args.ddpm_num_inference_steps > args.ddpm_num_steps:
         parser.error(
             f"--ddpm_num_inference_steps must be at most --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"
@@ -179,8 +191,8 @@ class ImageDataset(torch.utils.data.Dataset):
 def _image_files(args: argparse.Namespace):
     """The images of the folder or data set, as paths or encoded bytes."""
     if args.train_data_dir is not None:
-        known = {ext.lower() for ext, name in PIL.Image.registered_extensions().items() if name in PIL.Image.OPEN}
-        paths = sorted(p for p in Path(args.train_data_dir).rglob("*") if p.suffix.lower() in known and p.is_file())
+        files = Path(args.train_data_dir).rglob("*")
+        paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         if not paths:
             raise ValueError(f"`train_data_dir` holds no images: {args.train_data_dir}")
         return paths
@@ -285,9 +297,32 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
     return checkpoints[-1]
 
 
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> int:
+    """Restores the state of a run and returns its step."""
+    try:
+        accelerator.load_state(str(checkpoint))
+    except Exception as error:
+        older = [path for path in list_checkpoints(str(checkpoint.parent)) if path != checkpoint]
+        raise ValueError(
+            f"The checkpoint {checkpoint} cannot be loaded ({error}). Other checkpoints: {[*map(str, older)]}"
+        ) from error
+    return int(checkpoint.name.split("-")[1])
+
+
+def check_resumed_arguments(args: argparse.Namespace, checkpoint: Path, max_train_steps: int):
+    """Refuses to continue a run that is finished, or one of another model or objective."""
+    if int(checkpoint.name.split("-")[1]) >= max_train_steps:
+        raise ValueError(f"`resume_from_checkpoint` {checkpoint} is not before the last step, {max_train_steps}.")
+    record = checkpoint.parent / "training_args.json"
+    former = json.loads(record.read_text()) if record.is_file() else {}
+    for name in FIXED_ARGUMENTS:
+        if name in former and former[name] != getattr(args, name):
+            raise ValueError(f"`{name}` is {getattr(args, name)!r}, but {former[name]!r} in the run of {checkpoint}.")
+
+
 def list_checkpoints(output_dir: str) -> list[Path]:
     """The checkpoint folders, oldest first."""
-    folders = [p for p in Path(output_dir).glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(p.name)]
+    folders = [p for p in Path(output_dir).glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
 
 
@@ -409,17 +444,18 @@ def main(argv: list[str] | None = None) -> float:
     dataloader = torch.utils.data.DataLoader(dataset, args.train_batch_size, drop_last=True)
     unet, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)
 
-    # 3. from here on files are written
     global_step = 0
+    if checkpoint is not None:
+        check_resumed_arguments(args, checkpoint, max_train_steps)
+        global_step = load_checkpoint(accelerator, checkpoint)
+
+    # 3. from here on files are written
     if accelerator.is_main_process:
         if args.overwrite_output_dir:
             delete_outputs(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         (output_dir / "training_args.json").write_text(json.dumps(vars(args), indent=2) + "\n")
     accelerator.wait_for_everyone()
-    if checkpoint is not None:
-        accelerator.load_state(str(checkpoint))
-        global_step = int(checkpoint.name.split("-")[1])
     accelerator.init_trackers("train", config={k: str(v) for k, v in vars(args).items()})
     logger.info(
         f"{len(dataset)} images, {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, "
@@ -504,4 +540,7 @@ def main(argv: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -128,7 +128,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
             generator,
             latents,
             class_labels,
+            use_clipped_model_output,
             output_type,
+            callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
         device = self._execution_device
@@ -158,7 +160,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
             latents = self.scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
             if callback_on_step_end is not None:
                 tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                returned = callback_on_step_end(self, i, t, tensors)
+                if isinstance(returned, dict) and "latents" in returned:
+                    latents = returned["latents"].to(device, torch.float32)
 
         # 4. the images
         images: Any = latents
@@ -184,7 +188,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
         generator,
         latents,
         class_labels,
+        use_clipped_model_output,
         output_type,
+        callback_on_step_end,
         callback_on_step_end_tensor_inputs,
     ) -> tuple[int, int, int, int]:
         """Checks the arguments of a call and returns the shape of its latents."""
@@ -197,21 +203,34 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least}, but is {value}.")
+        if eta is not None and (isinstance(eta, bool) or not isinstance(eta, int | float)):
+            raise TypeError(f"`eta` must be a number, but is {eta!r}.")
         if eta is not None and not 0 <= eta <= 1:
             raise ValueError(f"`eta` must be in [0, 1], but is {eta!r}.")
+        if use_clipped_model_output not in (None, True, False):
+            raise TypeError(
+                f"`use_clipped_model_output` must be True, False or None, but is {use_clipped_model_output!r}."
+            )
         if timesteps is not None and "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
             raise ValueError(f"`timesteps` are given, but {type(self.scheduler).__name__} takes none.")
         if seed is not None and generator is not None:
             raise ValueError("`seed` and `generator` cannot both be given: the noise has one source.")
+        generators = generator if isinstance(generator, list) else [generator]
+        if generator is not None and not all(isinstance(g, torch.Generator) for g in generators):
+            raise TypeError(f"`generator` must be a torch.Generator or a list of them, but is {generator!r}.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must hold `batch_size` = {batch_size} generators, but holds {len(generator)}."
             )
 
+        if latents is not None and not (isinstance(latents, torch.Tensor) and latents.ndim == 4):
+            raise TypeError(f"`latents` must be a tensor of shape (B, C, H, W), but are {latents!r}.")
         size = self.unet.config.sample_size
         if size is None and latents is None:
             raise ValueError("`latents` must be given: the UNet's `sample_size` is None, so that the size is unknown.")
-        height, width = latents.shape[-2:] if size is None else (size, size) if isinstance(size, int) else size
+        if isinstance(size, int):
+            size = (size, size)
+        height, width = size or latents.shape[-2:]
         channels = self.unet.config.in_channels
         shape = (batch_size, channels, height, width)
         if latents is not None and tuple(latents.shape) != shape:
@@ -221,15 +240,17 @@ class EtaDDIMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`class_labels` must be given exactly if the UNet is class-conditional, but are {class_labels!r}."
             )
-        if class_labels is not None and len(class_labels) != batch_size:
-            raise ValueError(f"`class_labels` must hold `batch_size` = {batch_size} labels, but hold {class_labels!r}.")
+        if class_labels is not None and tuple(torch.as_tensor(class_labels).shape) != (batch_size,):
+            raise ValueError(f"`class_labels` must hold `batch_size` = {batch_size} labels, but are {class_labels!r}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, but is {output_type!r}.")
         if output_type == "pil" and channels not in (1, 3, 4):
             raise ValueError(f"`output_type` 'pil' needs 1, 3 or 4 channels, but the UNet has {channels}; use 'np'.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise TypeError(f"`callback_on_step_end` must be callable, but is {callback_on_step_end!r}.")
+        names = callback_on_step_end_tensor_inputs
+        if not isinstance(names, list) or not set(names) <= set(self._callback_tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, but holds {unknown}."
+                f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, but is {names!r}."
             )
         return shape

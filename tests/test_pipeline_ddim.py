@@ -205,6 +205,15 @@ def test_saved_pipeline_loads_by_every_class(pipeline, tmp_path):
         ({"class_labels": [1, 2]}, "class_labels"),
         ({"output_type": "pill"}, "output_type"),
         ({"callback_on_step_end_tensor_inputs": ["image"]}, "callback_on_step_end_tensor_inputs"),
+        ({"callback_on_step_end_tensor_inputs": None}, "callback_on_step_end_tensor_inputs"),
+        ({"callback_on_step_end": 5}, "callback_on_step_end"),
+        ({"eta": "a"}, "eta"),
+        ({"eta": True}, "eta"),
+        ({"generator": 5}, "generator"),
+        ({"generator": [1, 2]}, "generator"),
+        ({"latents": np.zeros((2, 1, 16, 16))}, "latents"),
+        ({"latents": torch.randn(3)}, "latents"),
+        ({"use_clipped_model_output": "yes"}, "use_clipped_model_output"),
     ],
 )
 def test_bad_call_argument(pipeline, arguments, name):

@@ -105,6 +105,40 @@ def test_resumed_run_equals_the_uninterrupted_one(image_folder, tmp_path, accumu
     )
 
 
+def test_resuming_something_else_is_refused(image_folder, tmp_path):
+    common = ("--train_data_dir", image_folder, "--logger", "none", "--output_dir", tmp_path / "model")
+    common += ("--checkpointing_steps", 2)
+    train(*common, "--max_train_steps", 4)
+    record = (tmp_path / "model" / "training_args.json").read_text()
+    resume = (*common, "--resume_from_checkpoint", "latest")
+    with pytest.raises(ValueError, match="not before the last step, 4"):
+        train(*resume, "--max_train_steps", 4)
+    with pytest.raises(ValueError, match="`prediction_type` is 'sample', but 'epsilon'"):
+        train(*resume, "--max_train_steps", 6, "--prediction_type", "sample")
+    weights_file = tmp_path / "model" / "checkpoint-4" / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"checkpoint-4 cannot be loaded.*checkpoint-2"):
+        train(*resume, "--max_train_steps", 6)
+    assert (tmp_path / "model" / "training_args.json").read_text() == record
+    train(*common, "--resume_from_checkpoint", tmp_path / "model" / "checkpoint-2", "--max_train_steps", 6)
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_saved_weights_are_the_moving_average(image_folder, tmp_path, use_ema):
+    """EMAModel's decay at step k is 1 - k^-3/4, with inverse gamma 1 and power 3/4."""
+    common = ("--train_data_dir", image_folder, "--logger", "none", "--output_dir", tmp_path / "model")
+    arguments = [*TINY, *map(str, common), "--max_train_steps", "4", "--checkpointing_steps", "1"]
+    if not use_ema:
+        arguments.remove("--use_ema")
+    train_unconditional.main(arguments)
+    average = None
+    for step in range(1, 5):
+        raw = load_file(tmp_path / "model" / f"checkpoint-{step}" / "model.safetensors")["conv_in.weight"]
+        decay = 0.0 if average is None or not use_ema else 1 - step**-0.75
+        average = raw if decay == 0 else decay * average + (1 - decay) * raw
+    assert (weights(tmp_path / "model")["conv_in.weight"] - average).abs().max() < 1e-6
+
+
 def test_old_checkpoints_are_deleted(image_folder, tmp_path):
     common = ("--train_data_dir", image_folder, "--logger", "none", "--output_dir", tmp_path / "model")
     train(*common, "--max_train_steps", 4, "--checkpointing_steps", 1, "--checkpoints_total_limit", 2)
@@ -236,6 +270,11 @@ def test_dataset_name(tmp_path, monkeypatch):
         (("--train_data_dir", ".", "--ddpm_num_inference_steps", "2000"), "--ddpm_num_inference_steps"),
         (("--train_data_dir", ".", "--prediction_type", "noise"), "--prediction_type"),
         (("--train_data_dir", ".", "--channels", "2"), "--channels"),
+        (("--train_data_dir", ".", "--learning_rate", "inf"), "--learning_rate"),
+        (("--train_data_dir", ".", "--ema_max_decay", "5"), "--ema_max_decay"),
+        (("--train_data_dir", ".", "--adam_beta1", "1"), "--adam_beta1"),
+        (("--train_data_dir", ".", "--adam_weight_decay", "nan"), "--adam_weight_decay"),
+        (("--train_data_dir", ".", "--block_out_channels", "0", "8"), "--block_out_channels"),
     ],
 )
 def test_bad_argument(arguments, message, capsys):
