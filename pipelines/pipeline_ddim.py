@@ -230,7 +230,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
             raise ValueError("`latents` must be given: the UNet's `sample_size` is None, so that the size is unknown.")
         if isinstance(size, int):
             size = (size, size)
-        height, width = size or latents.shape[-2:]
+        height, width = latents.shape[-2:] if latents is not None and size is None else size
         channels = self.unet.config.in_channels
         shape = (batch_size, channels, height, width)
         if latents is not None and tuple(latents.shape) != shape:
