@@ -49,7 +49,7 @@ demo: data/digits
 		--output $(DEMO)/grid.png
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto -m "not slow"
+	$(VENV)/bin/python -m pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow

@@ -20,12 +20,11 @@ def _register_with_diffusers():
     """
     Lets every `from_pretrained` of diffusers load what was saved with these classes, once this package is imported.
 
-    diffusers records a component by its class's `__module__`, looks a pipeline's class up in `diffusers`, and takes a
-    library that it does not know from a Hub repository only if it finds it in `diffusers.pipelines`. None of that is a
-    public interface, so the tests run it on each supported version.
+    diffusers records a component by its class's `__module__`, here this package's name, looks a pipeline's class up in
+    `diffusers`, and takes a library that it does not know from a Hub repository only if it finds it in
+    `diffusers.pipelines`. None of that is a public interface, so the tests run it on each supported version.
     """
     for cls in (EtaDDIMScheduler, EtaDDIMPipeline):
-        cls.__module__ = __name__
         setattr(diffusers, cls.__name__, cls)
     setattr(diffusers.pipelines, __name__, sys.modules[__name__])
 

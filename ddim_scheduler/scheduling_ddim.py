@@ -19,6 +19,8 @@ This file needs diffusers, numpy and torch alone, so that it can be shipped insi
 
 import inspect
 import math
+import os
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import diffusers
@@ -133,6 +135,11 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         ValueError, TypeError: for any argument out of its range or of a wrong type; the message names it.
     """
 
+    # The library that diffusers writes into a model_index.json: the package, and the name of the file which
+    # `save_pretrained` writes for those who do not have it. A copy of this file on the Hub is called otherwise.
+    __module__ = "ddim_scheduler"
+    # read now: diffusers loads all such files by one path, so that another version may be there later
+    _code = Path(__file__).read_bytes()
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
 
@@ -236,6 +243,26 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         replaceable = [key for key in config.get("_use_default_values", []) if key not in MODEL_KEYS]
         config = {**config, "_use_default_values": replaceable}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any):
+        """
+        Saves the config, and beside it this file as `ddim_scheduler.py`: the code for those who do not have the package
+        and load a pipeline with this scheduler by `trust_remote_code=True`.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder; it is made if it is not there.
+            push_to_hub (`bool`, defaults to `False`): Whether to upload the folder to the Hub as well.
+            kwargs: Arguments of `push_to_hub`; `repo_id` is the folder's name if not given.
+
+        Raises:
+            FileExistsError: If `save_directory` is a file.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        code = vars(type(self)).get("_code")  # that of a subclass is elsewhere
+        if code is not None:
+            (folder / "ddim_scheduler.py").write_bytes(code)
+        super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)
 
     # ------------------------------------------------------------------------------------------------- the grid
 
@@ -854,7 +881,8 @@ def _learned_std(variance: torch.Tensor, row: _Row, variance_type: str) -> torch
 
 def _arguments_of_other_scheduler(config: dict[str, Any], cls: type) -> dict[str, Any]:
     """The arguments and defaults of the scheduler behind a config; none if that was written by hand for `cls`."""
-    other = getattr(diffusers, str(config.get("_class_name")), None)
+    class_name = str(config.get("_class_name"))
+    other = cls if class_name == cls.__name__ else getattr(diffusers, class_name, None)
     # a class whose optional package is missing is a stand-in that takes anything
     if isinstance(other, type) and issubclass(other, SchedulerMixin):
         return {name: parameter.default for name, parameter in inspect.signature(other).parameters.items()}

@@ -48,7 +48,7 @@ FIXED_ARGUMENTS = (
     *("resolution", "channels", "model_config_name_or_path", "block_out_channels", "layers_per_block"),
     *("attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule", "use_ema"),
 )
-OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "samples", "logs", "training_args.json")
+OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "pipeline.py", "samples", "logs", "training_args.json")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

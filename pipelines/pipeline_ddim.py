@@ -1,16 +1,26 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
-"""Unconditional image generation with DDIM (https://arxiv.org/abs/2010.02502)."""
+"""Unconditional image generation with DDIM (https://arxiv.org/abs/2010.02502).
 
+This file needs diffusers, huggingface_hub, numpy and torch alone, so that it can be shipped inside a model repository.
+"""
+
+import importlib
 import inspect
+import json
+import os
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import CommitInfo, ModelCardData, create_repo, file_exists, model_info, upload_folder
 
 logger = logging.get_logger(__name__)
 
@@ -41,16 +51,26 @@ class EtaDDIMPipeline(DiffusionPipeline):
             `EtaDDIMScheduler.from_config`.
     """
 
+    # the package, also for a copy of this file that was loaded from the Hub
+    __module__ = "ddim_scheduler"
+    # read now: diffusers loads all such files by one path, so that another version may be there later
+    _code = Path(__file__).read_bytes()
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
         if "eta" not in inspect.signature(scheduler.step).parameters:
-            from ddim_scheduler import EtaDDIMScheduler
-
-            logger.info(f"{type(scheduler).__name__} takes no eta: the pipeline samples with EtaDDIMScheduler instead.")
-            scheduler = EtaDDIMScheduler.from_config(scheduler.config)
+            name = type(scheduler).__name__
+            try:
+                # not by a statement: diffusers asks everyone who loads this file from the Hub for what it imports
+                package = importlib.import_module("ddim_scheduler")
+            except ModuleNotFoundError:
+                raise ImportError(
+                    f"`scheduler` is a {name}, which takes no eta: its conversion needs the package ddim-scheduler."
+                ) from None
+            logger.info(f"{name} takes no eta: the pipeline samples with EtaDDIMScheduler instead.")
+            scheduler = package.EtaDDIMScheduler.from_config(scheduler.config)
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
@@ -254,3 +274,173 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, but is {names!r}."
             )
         return shape
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        *,
+        repo_id: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+        sample_image: PIL.Image.Image | None = None,
+        training_settings: dict[str, Any] | None = None,
+    ) -> CommitInfo | None:
+        """
+        Saves the pipeline, with the code that loads it where the package ddim-scheduler is not installed: this file as
+        `pipeline.py`, and the scheduler's in the scheduler's folder.
+
+        `EtaDDIMPipeline.from_pretrained` and, after `import ddim_scheduler`, `DiffusionPipeline.from_pretrained` use
+        the package and never run that code; `DiffusionPipeline.from_pretrained(..., custom_pipeline="pipeline",
+        trust_remote_code=True)` runs it.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                The folder; it is made if it is not there.
+            safe_serialization (`bool`, defaults to `True`):
+                Whether to write safetensors or pickles.
+            variant (`str`, *optional*):
+                Goes into the names of the weight files: `diffusion_pytorch_model.<variant>.safetensors`.
+            max_shard_size (`int` or `str`, *optional*):
+                Largest size of a weight file, in bytes or as `"5GB"`.
+            push_to_hub (`bool`, defaults to `False`):
+                Whether to upload the folder, all that is in it, to the Hub. The arguments below are for that, and a
+                model card `README.md` is written with it: how to load the model, with the number of steps that were set
+                last, and the scheduler's settings. One that is in the folder or in the repository already is kept.
+            repo_id (`str`, *optional*):
+                The repository; it is made if it is not there. In your namespace with the folder's name if not given.
+            commit_message (`str`, *optional*):
+                `"Upload EtaDDIMPipeline"` if not given.
+            private (`bool`, *optional*):
+                Whether to make the repository private. Your account's default if not given.
+            token (`str`, *optional*):
+                The token to use instead of the stored one.
+            create_pr (`bool`, defaults to `False`):
+                Whether to open a pull request instead of committing.
+            license (`str`, *optional*):
+                The licence of the weights for the card, `"apache-2.0"` for instance. None is named if not given.
+            sample_image (`PIL.Image.Image`, *optional*):
+                A picture for the card, saved as `sample.png`. If not given, a `sample.png` that is in the folder.
+            training_settings (`dict`, *optional*):
+                How the model was trained, for the card.
+
+        Returns:
+            `CommitInfo` or `None`: the commit of a push.
+
+        Raises:
+            FileExistsError: If `save_directory` is a file.
+            ValueError: For a push, before anything is written, if `private` is `True` and the repository is a public
+                one, or if the folder holds a link that leads out of it, to something that would be uploaded.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        if push_to_hub:  # the checks come before the work
+            for path in folder.rglob("*"):
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"`save_directory` holds {path}, a link out of it, to {path.resolve()}.")
+            repo_id = create_repo(repo_id or folder.resolve().name, private=private, token=token, exist_ok=True).repo_id
+            if private and not model_info(repo_id, token=token).private:
+                raise ValueError(f"`private` is True, but the repository {repo_id} is there already, and is public.")
+
+        super().save_pretrained(
+            str(folder), safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
+        )
+        code = vars(type(self)).get("_code")  # that of a subclass is elsewhere
+        if code is not None:
+            (folder / "pipeline.py").write_bytes(code)
+        if repo_id is None or not push_to_hub:
+            return None
+
+        if sample_image is not None:
+            sample_image.save(folder / "sample.png")
+        card = folder / "README.md"
+        if not card.exists() and not file_exists(repo_id, "README.md", token=token):
+            card.write_text(self._model_card(folder, repo_id, variant, license, training_settings), encoding="utf-8")
+        elif license is not None or training_settings is not None:
+            logger.warning(f"{repo_id} has a README.md, which is kept: `license` and `training_settings` are not used.")
+        return upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            token=token,
+            commit_message=commit_message or f"Upload {type(self).__name__}",
+            create_pr=create_pr,
+        )
+
+    def push_to_hub(self, repo_id: str, commit_message: str | None = None, **kwargs: Any) -> CommitInfo | None:
+        """
+        Uploads the pipeline, its code and a model card to the Hub.
+
+        Args:
+            repo_id (`str`): The repository, `"user/name"`; it is made if it is not there.
+            commit_message (`str`, *optional*): `"Upload EtaDDIMPipeline"` if not given.
+            kwargs: The other arguments of `save_pretrained`: `private`, `token`, `license`, `sample_image`...
+
+        Returns:
+            `CommitInfo`: the commit.
+
+        Raises:
+            ValueError: If `private` is `True` and the repository is a public one.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save_pretrained(
+                folder, push_to_hub=True, repo_id=repo_id, commit_message=commit_message, **kwargs
+            )
+
+    def _model_card(
+        self,
+        folder: Path,
+        repo_id: str,
+        variant: str | None,
+        license: str | None,
+        training_settings: dict[str, Any] | None,
+    ) -> str:
+        """The text of README.md. Its steps are those of the scheduler's last grid, if one was set."""
+        name, scheduler = type(self).__name__, self.scheduler
+        is_conditional = self.unet.class_embedding is not None
+        metadata = ModelCardData(
+            library_name="diffusers",
+            pipeline_tag="unconditional-image-generation",
+            license=license,
+            tags=["ddim", "ddpm"],
+        )
+        source = f'"{repo_id}"' if variant is None else f'"{repo_id}", variant="{variant}"'
+        steps = scheduler.num_inference_steps or min(50, scheduler.config.num_train_timesteps)
+        labels = ", class_labels=[0] * 4" if is_conditional else ""
+        sampling = f"images = pipe(batch_size=4, num_inference_steps={steps}, seed=0{labels}).images"
+        settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and not isinstance(v, list)}
+
+        # Line by line: in one long string, diffusers would take the lines that import something for this file's own.
+        parts = [f"---\n{metadata.to_yaml()}\n---", f"# {repo_id.split('/')[-1]}"]
+        if (folder / "sample.png").is_file():
+            parts.append("![Samples](sample.png)")
+        parts += [
+            f"{'A class-conditional' if is_conditional else 'An unconditional'} image model, trained as a "
+            "[DDPM](https://arxiv.org/abs/2006.11239), sampled by [DDIM](https://arxiv.org/abs/2010.02502).",
+            "## Use",
+            "With the package ddim-scheduler:",
+            f"```python\nfrom {type(self).__module__} import {name}",
+            f"pipe = {name}.from_pretrained({source})\n{sampling}\n```",
+        ]
+        if (folder / "pipeline.py").is_file():
+            parts += [
+                "Without it, by the code in this repository. Read `pipeline.py` and `scheduler/` before you trust it:",
+                "```python\nfrom diffusers import DiffusionPipeline",
+                f"pipe = DiffusionPipeline.from_pretrained(\n    {source}, "
+                f'custom_pipeline="pipeline", trust_remote_code=True\n)\n{sampling}\n```',
+            ]
+        parts += ["## Scheduler", f"`{type(scheduler).__name__}`:", _json_block(settings)]
+        if scheduler.num_inference_steps is not None:
+            parts.append(f"Timesteps of {steps} steps: {', '.join(str(t) for t in scheduler.timesteps.tolist())}.")
+        if training_settings is not None:
+            parts += ["## Training", _json_block(training_settings)]
+        return "\n\n".join(parts) + "\n"
+
+
+def _json_block(settings: dict[str, Any]) -> str:
+    return f"```json\n{json.dumps(settings, indent=2, default=str)}\n```"

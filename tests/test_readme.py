@@ -1,4 +1,4 @@
-"""The Python snippets of the README are run as they stand, in order, in one process."""
+"""The Python snippets of the README are run as they stand, in order, in one process; test_hub runs the `hub` ones."""
 
 import re
 from pathlib import Path

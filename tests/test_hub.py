@@ -1,0 +1,269 @@
+"""The Hub: the real client against the stand-in of `hub_server`, and the snippets of the model card and the README."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fresh
+import hub_server
+
+pytestmark = pytest.mark.xdist_group("hub")  # one worker, so that the processes are started once
+
+TOLERANCE = 1e-5  # not bit for bit: memory alignment changes torch's kernels
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with hub_server.Hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A home with a cache for each side, and a place for files."""
+    return {name: tmp_path_factory.mktemp(name) for name in ("with", "without", "files")}
+
+
+def run(hub, folders, script, with_package=True, offline=False, **arguments):
+    """Runs a script with the stand-in as the Hub; with the package, that is imported first."""
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": str(int(offline)), "HF_TOKEN": "hf_test"}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+    if with_package:
+        script = "from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler\n" + script
+    home = folders["with" if with_package else "without"]
+    return fresh.run(script, home, with_package, env, files=folders["files"], **arguments)
+
+
+def files_of(hub, repo):
+    return hub.repos[repo].at("main")[1]
+
+
+def python_snippets(text, mark="python"):
+    return re.findall(rf"```{mark}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def assert_same(images, expected):
+    assert np.abs(np.array(images) - np.array(expected)).max() < TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, folders, unet):
+    """The first process: pushes in every way, loads some of it back. Yields what it found."""
+    unet.save_pretrained(folders["files"] / "unet")
+    script = """
+from diffusers import UNet2DModel
+files = Path(arguments["files"])
+unet = UNet2DModel.from_pretrained(files / "unet").eval()
+pipe = EtaDDIMPipeline(unet, EtaDDIMScheduler(timestep_spacing="trailing", eta=0.25))
+found["images"] = sample(pipe)
+picture = pipe(num_inference_steps=5, seed=0).images[0]
+
+# pipeline: by method, by `save_pretrained` of a Path, private, with a card that is there already
+card = {"license": "apache-2.0", "sample_image": picture, "training_settings": {"learning_rate": 1e-4, "steps": 3600}}
+commits = [pipe.push_to_hub("me/digits", **card), pipe.push_to_hub("me/digits")]
+found["same commit"] = commits[0].oid == commits[1].oid
+pipe.save_pretrained(files / "folder name", push_to_hub=True, repo_id="org/secret", private=True, variant="fp16")
+found["private again"] = pipe.push_to_hub("org/secret", private=True, variant="fp16").oid
+(files / "own").mkdir()
+(files / "own" / "README.md").write_text("---\\nlicense: mit\\n---\\nMy own words.\\n")
+pipe.save_pretrained(files / "own", push_to_hub=True, license="apache-2.0")
+found["public"] = refusal(pipe.push_to_hub, "me/digits", private=True)
+found["typing error"] = refusal(pipe.push_to_hub, "me/digits", licence="apache-2.0")
+conditional = UNet2DModel.from_config({**unet.config, "num_class_embeds": 10})
+EtaDDIMPipeline(conditional, EtaDDIMScheduler()).push_to_hub("me/classes")
+
+# scheduler
+scheduler = EtaDDIMScheduler(eta=0.5)
+scheduler.push_to_hub("me/scheduler", private=True)
+scheduler.save_pretrained(files / "second-scheduler", push_to_hub=True)
+loaded = [EtaDDIMScheduler.from_pretrained(f"me/{name}") for name in ("scheduler", "second-scheduler")]
+found["schedulers"] = [scheduler.config.eta for scheduler in loaded]
+
+# revisions: the first commit, and one that is not there
+scheduler = EtaDDIMScheduler(timestep_spacing="linspace")
+EtaDDIMPipeline(unet, scheduler).push_to_hub("me/digits", commit_message="linspace")
+found["first commit"] = commits[0].oid
+for revision in (None, commits[0].oid):
+    spacing = EtaDDIMPipeline.from_pretrained("me/digits", revision=revision).scheduler.config.timestep_spacing
+    found[f"spacing at {'main' if revision is None else 'first'}"] = spacing
+found["no revision"] = refusal(EtaDDIMPipeline.from_pretrained, "me/digits", revision="v9")
+found["no repository"] = refusal(EtaDDIMPipeline.from_pretrained, "me/nothing")
+"""
+    return run(hub, folders, script)
+
+
+@pytest.fixture(scope="module")
+def without(hub, folders, pushed):
+    """The second process, without the package: loads by id, saves, pushes."""
+    script = """
+trusting = {"custom_pipeline": "pipeline", "trust_remote_code": True}
+first = arguments["revision"]
+found["no package"] = refusal(__import__, "ddim_scheduler")
+found["no trust"] = refusal(DiffusionPipeline.from_pretrained, "me/digits", custom_pipeline="pipeline")
+pipe = DiffusionPipeline.from_pretrained("me/digits", revision=first, **trusting)
+found["loaded"] = [type(pipe).__name__, type(pipe.scheduler).__name__, sample(pipe)]
+pipe.save_pretrained(Path(arguments["files"]) / "again", push_to_hub=True, repo_id="me/again")
+pipe.push_to_hub("me/again-by-method", license="mit")
+pipe.scheduler.push_to_hub("me/again-scheduler")
+"""
+    return run(hub, folders, script, with_package=False, revision=pushed["first commit"])
+
+
+@pytest.fixture(scope="module")
+def back(hub, folders, without):
+    """The third process, with the package again: what the second pushed, without trust; and pushes that."""
+    script = """
+found["kinds"] = []
+for cls in (EtaDDIMPipeline, DiffusionPipeline):
+    pipe = cls.from_pretrained("me/again")
+    found["kinds"].append(f"{type(pipe) is EtaDDIMPipeline} {type(pipe.scheduler) is EtaDDIMScheduler}")
+found["images"] = sample(pipe)
+found["variant"] = sample(EtaDDIMPipeline.from_pretrained("org/secret", variant="fp16"))
+pipe.save_pretrained(Path(arguments["files"]) / "back", push_to_hub=True)
+"""
+    return run(hub, folders, script)
+
+
+@pytest.fixture(scope="module")
+def once_more(hub, folders, back):
+    """The fourth process, without the package: what the third pushed."""
+    script = """
+pipe = DiffusionPipeline.from_pretrained("me/back", custom_pipeline="pipeline", trust_remote_code=True)
+found["images"] = sample(pipe)
+"""
+    return run(hub, folders, script, with_package=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- push
+
+
+def test_push_uploads_weights_code_and_card(hub, pushed):
+    assert set(files_of(hub, "me/digits")) == {
+        *("README.md", "model_index.json", "pipeline.py", "sample.png", "scheduler/ddim_scheduler.py"),
+        *("scheduler/scheduler_config.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+    }
+    assert set(files_of(hub, "me/scheduler")) >= {"ddim_scheduler.py", "scheduler_config.json", "README.md"}
+    assert set(files_of(hub, "me/second-scheduler")) == {"ddim_scheduler.py", "scheduler_config.json"}
+    assert pushed["schedulers"] == [0.5, 0.5]
+
+
+def test_private_is_honoured(hub, pushed):
+    requests = {r["name"]: r.get("private") or r.get("visibility") == "private" for r in hub.creations[::-1]}
+    assert requests["secret"]
+    assert requests["scheduler"]
+    assert hub.repos["org/secret"].private
+    assert hub.repos["me/scheduler"].private
+    assert not hub.repos["me/digits"].private
+    assert pushed["public"].startswith("ValueError: `private` is True, but the repository me/digits is there already")
+
+
+def test_push_of_the_same_changes_nothing(hub, pushed):
+    assert pushed["same commit"]
+    assert len(hub.repos["me/digits"].commits) == 3  # when it was made, the first push, the push of another scheduler
+
+
+def test_own_card_is_kept(hub, pushed):
+    assert files_of(hub, "me/own")["README.md"] == b"---\nlicense: mit\n---\nMy own words.\n"
+    assert "has a README.md, which is kept: `license`" in pushed["stderr"]
+    assert "TypeError" in pushed["typing error"]
+
+
+def test_revision(pushed):
+    assert pushed["spacing at main"] == "linspace"
+    assert pushed["spacing at first"] == "trailing"
+    assert pushed["no revision"].startswith("OSError: Cannot load model me/digits")
+    assert pushed["no repository"].startswith("OSError: Cannot load model me/nothing")
+
+
+# ---------------------------------------------------------------------------------------------------------------- load
+
+
+def test_loads_without_the_package_by_trust_alone(pushed, without):
+    assert "No module named 'ddim_scheduler'" in without["no package"]
+    assert "trust_remote_code=True" in without["no trust"]
+    assert without["loaded"][:2] == ["EtaDDIMPipeline", "EtaDDIMScheduler"]
+    assert_same(without["loaded"][2], pushed["images"])
+    assert "pip install" not in without["stderr"]
+
+
+def test_pushed_again_loads_on_both_sides(hub, pushed, back, once_more):
+    assert back["kinds"] == ["True True", "True True"]
+    for images in (back["images"], back["variant"], once_more["images"]):
+        assert_same(images, pushed["images"])
+    for name in ("again", "again-by-method", "back"):
+        files = files_of(hub, f"me/{name}")
+        for file in ("pipeline.py", "scheduler/ddim_scheduler.py"):
+            assert files[file] == files_of(hub, "me/digits")[file]
+        assert json.loads(files["model_index.json"])["scheduler"] == ["ddim_scheduler", "EtaDDIMScheduler"]
+        assert b"from ddim_scheduler import EtaDDIMPipeline" in files["README.md"]
+    assert "ddim_scheduler.py" in files_of(hub, "me/again-scheduler")
+
+
+def test_offline_after_caching(hub, folders, pushed, back, once_more):
+    requests = len(hub.log)
+    script = """
+found["images"] = sample(DiffusionPipeline.from_pretrained("me/again"))
+found["not cached"] = refusal(DiffusionPipeline.from_pretrained, "me/again-by-method")
+"""
+    found = run(hub, folders, script, offline=True)
+    assert_same(found["images"], pushed["images"])
+    assert "me/again-by-method" in found["not cached"]
+    # diffusers asks the Hub for the commit of remote code even where it is cached; the folder of the cache needs no Hub
+    script = """
+from huggingface_hub import snapshot_download
+trusting = {"custom_pipeline": "pipeline", "trust_remote_code": True}
+found["by id"] = refusal(DiffusionPipeline.from_pretrained, "me/back", **trusting)
+folder = Path(snapshot_download("me/back", allow_patterns="model_index.json"))
+found["images"] = sample(DiffusionPipeline.from_pretrained(folder, **trusting))
+"""
+    found = run(hub, folders, script, with_package=False, offline=True)
+    assert "OfflineModeIsEnabled" in found["by id"]
+    assert_same(found["images"], pushed["images"])
+    assert len(hub.log) == requests
+
+
+# ------------------------------------------------------------------------------------------------ the card, the README
+
+
+def test_model_card(hub, pushed):
+    card = files_of(hub, "me/digits")["README.md"].decode()
+    assert re.match(r"---\nlibrary_name: diffusers\nlicense: apache-2.0\npipeline_tag: [a-z-]+\ntags:\n- ddim\n", card)
+    assert "![Samples](sample.png)" in card
+    assert files_of(hub, "me/digits")["sample.png"].startswith(b"\x89PNG")
+    assert "Timesteps of 5 steps: 999, 799, 599, 399, 199." in card
+    scheduler, training = (json.loads(block) for block in python_snippets(card, "json"))
+    assert scheduler["timestep_spacing"] == "trailing"
+    assert scheduler["eta"] == 0.25
+    assert training == {"learning_rate": 1e-4, "steps": 3600}
+    plain = files_of(hub, "org/secret")["README.md"].decode()
+    assert "license" not in plain
+    assert "sample.png" not in plain
+    assert "## Training" not in plain
+    assert 'from_pretrained("org/secret", variant="fp16")' in plain
+
+
+def test_snippets_of_card_and_readme(hub, folders, pushed):
+    """They run as they stand: those for the package with it, the others without it."""
+    card = files_of(hub, "me/digits")["README.md"].decode()
+    with_package, without_package = python_snippets(card)
+    conditional, _ = python_snippets(files_of(hub, "me/classes")["README.md"].decode())
+    share, use = python_snippets(README.read_text(), "python hub")
+    run_snippets = """
+import os
+os.chdir(arguments["files"])
+for snippet in arguments["snippets"]:
+    names = {}
+    exec(snippet, names)
+    found.setdefault("kinds", []).append(f"{type(names['pipe']).__name__} {len(names.get('images', []))}")
+"""
+    prepare = "EtaDDIMPipeline.from_pretrained('me/digits').save_pretrained(arguments['files'] + '/outputs/digits')\n"
+    found = run(hub, folders, prepare + run_snippets, snippets=[with_package, conditional, share])
+    assert found["kinds"] == ["EtaDDIMPipeline 4", "EtaDDIMPipeline 4", "EtaDDIMPipeline 0"]
+    assert hub.repos["your-name/digits"].private
+    assert "sample.png" in files_of(hub, "your-name/digits")
+    found = run(hub, folders, run_snippets, with_package=False, snippets=[without_package, use])
+    assert found["kinds"] == ["EtaDDIMPipeline 4", "EtaDDIMPipeline 16"]

@@ -1,0 +1,413 @@
+"""Saving and loading of local folders: every load in a process that did not save, with the package and without it."""
+
+import inspect
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, SchedulerMixin
+
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+
+import fresh
+
+pytestmark = [
+    pytest.mark.xdist_group("loading"),  # one worker, so that the processes are started once
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # numpy's, in diffusers' solvers
+]
+
+TOLERANCE = 1e-5  # not bit for bit: memory alignment changes torch's kernels
+SETTINGS = {"timestep_spacing": "trailing", "eta": 0.25, "beta_schedule": "sigmoid"}
+
+# how a folder is saved -> how it is loaded
+SAVED = {
+    "plain": ({}, {}),
+    "variant": ({"variant": "fp16"}, {"variant": "fp16"}),
+    "pickle": ({"safe_serialization": False}, {}),
+    "sharded": ({"max_shard_size": "40KB"}, {}),
+}
+
+
+def sample(pipe, **settings):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(num_inference_steps=3, output_type="pt", **settings).images.flatten().numpy()
+
+
+def assert_same(images, expected):
+    assert np.abs(np.array(images) - expected).max() < TOLERANCE
+
+
+# ---------------------------------------------------------------------------------------------------- what is loaded
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, unet):
+    """Folders of our pipeline saved in every way, and of a scheduler that the built-in one has an equal of."""
+    root = tmp_path_factory.mktemp("saved")
+    for name, (saving, _) in SAVED.items():
+        pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(**SETTINGS))
+        pipeline.save_pretrained(root / name, **saving)
+    EtaDDIMScheduler().save_pretrained(root / "scheduler")
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(unet):
+    return sample(EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(**SETTINGS)), seed=1)
+
+
+@pytest.fixture(scope="module")
+def ddpm_root(tmp_path_factory, unet):
+    """Repositories of DDPM weights: as diffusers saves one, and flat as `google/ddpm-cifar10-32` is."""
+    root = tmp_path_factory.mktemp("ddpm")
+    scheduler = DDPMScheduler(variance_type="fixed_large", beta_schedule="squaredcos_cap_v2")
+    DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(root / "folders")
+    flat = root / "flat"
+    shutil.copytree(root / "folders" / "unet", flat)
+    index = {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+    index |= {"_class_name": "DDPMPipeline", "_diffusers_version": "0.1.1"}
+    config = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+    config |= {"clip_sample": True, "trained_betas": None, "variance_type": "fixed_large"}
+    config |= {"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1"}
+    (flat / "model_index.json").write_text(json.dumps(index))
+    (flat / "scheduler_config.json").write_text(json.dumps(config))
+    return root
+
+
+@pytest.fixture(scope="module")
+def schedulers_root(tmp_path_factory):
+    """A folder for every scheduler of diffusers that can be made without arguments."""
+    root = tmp_path_factory.mktemp("schedulers")
+    for name, scheduler_class in inspect.getmembers(diffusers, inspect.isclass):
+        if not issubclass(scheduler_class, SchedulerMixin) or scheduler_class in (SchedulerMixin, EtaDDIMScheduler):
+            continue
+        if all(p.default is not p.empty for p in inspect.signature(scheduler_class).parameters.values()):
+            scheduler_class().save_pretrained(root / name)
+    return root
+
+
+# ------------------------------------------------------------------------------------- one process with the package
+
+
+@pytest.fixture(scope="module")
+def with_package(home, root, ddpm_root, schedulers_root):
+    script = """
+import ddim_scheduler
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from diffusers import DDPMPipeline, DDIMScheduler
+
+root, ddpm_root = Path(arguments["root"]), Path(arguments["ddpm_root"])
+for name, loading in arguments["saved"].items():
+    for cls in (EtaDDIMPipeline, DiffusionPipeline):
+        pipe = cls.from_pretrained(root / name, **loading)
+        kind = f"{type(pipe) is EtaDDIMPipeline} {type(pipe.scheduler) is EtaDDIMScheduler}"
+        found[f"{name} by {cls.__name__}"] = [kind, dict(pipe.scheduler.config), sample(pipe)]
+
+pipe = DDPMPipeline.from_pretrained(str(root / "plain"))
+found["DDPMPipeline"] = f"{type(pipe).__name__} {type(pipe.scheduler) is EtaDDIMScheduler}"
+ours = EtaDDIMScheduler.from_pretrained(root / "plain", subfolder="scheduler")
+theirs = DDIMScheduler.from_pretrained(root / "scheduler")
+found["ours alone"] = dict(ours.config)
+found["theirs alone"] = [type(theirs).__name__, theirs.alphas_cumprod.tolist()]
+
+for name in ("folders", "flat"):
+    pipe = EtaDDIMPipeline.from_pretrained(ddpm_root / name)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 10, "generator": torch.Generator().manual_seed(0), "output_type": "pt"}
+    found[f"ddpm {name}"] = [type(pipe.scheduler).__name__, pipe(**settings).images.flatten().tolist()]
+
+for folder in sorted(Path(arguments["schedulers_root"]).iterdir()):
+    try:
+        found[f"from {folder.name}"] = EtaDDIMScheduler.from_pretrained(folder).alphas_cumprod.tolist()
+    except ValueError as error:
+        found[f"from {folder.name}"] = str(error)
+"""
+    saved = {name: loading for name, (_, loading) in SAVED.items()}
+    return fresh.run(
+        script, home, root=root, ddpm_root=ddpm_root, schedulers_root=schedulers_root, saved=saved
+    )  # one process for all, since an import of diffusers takes seconds
+
+
+@pytest.mark.parametrize("loader", ["EtaDDIMPipeline", "DiffusionPipeline"])
+@pytest.mark.parametrize("name", SAVED)
+def test_pipeline_loads_as_ours(with_package, expected, name, loader):
+    kind, config, images = with_package[f"{name} by {loader}"]
+    assert kind == "True True"
+    assert SETTINGS.items() <= config.items()
+    assert_same(images, expected)
+
+
+def test_files_are_what_was_asked_for(root):
+    files = {name: sorted(path.name for path in (root / name / "unet").iterdir()) for name in SAVED}
+    assert files["plain"] == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert files["variant"] == ["config.json", "diffusion_pytorch_model.fp16.safetensors"]
+    assert files["pickle"] == ["config.json", "diffusion_pytorch_model.bin"]
+    assert len(files["sharded"]) > 3
+    assert json.loads((root / "plain" / "model_index.json").read_text())["scheduler"] == [
+        *("ddim_scheduler", "EtaDDIMScheduler")
+    ]
+
+
+def test_ddpm_pipeline_keeps_our_scheduler(with_package):
+    assert with_package["DDPMPipeline"] == "DDPMPipeline True"
+
+
+def test_scheduler_loads_alone(with_package):
+    assert SETTINGS.items() <= with_package["ours alone"].items()
+
+
+def test_builtin_scheduler_loads_our_config(with_package):
+    name, alphas_cumprod = with_package["theirs alone"]
+    assert name == "DDIMScheduler"
+    assert np.abs(np.array(alphas_cumprod) - DDIMScheduler().alphas_cumprod.numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "betas"), [("folders", "squaredcos_cap_v2"), ("flat", "linear")])
+def test_ddpm_repository_samples_by_ddim_at_once(with_package, unet, name, betas):
+    pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(beta_schedule=betas))
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 10, "generator": torch.Generator().manual_seed(0), "output_type": "np"}
+    reference = torch.from_numpy(pipe(**settings).images).permute(0, 3, 1, 2).flatten().numpy()
+    kind, images = with_package[f"ddpm {name}"]
+    assert kind == "EtaDDIMScheduler"
+    assert np.abs(np.array(images) - reference).max() < 1e-4
+
+
+def test_config_of_every_builtin_scheduler_loads_or_is_refused(with_package, schedulers_root):
+    names = [folder.name for folder in schedulers_root.iterdir()]
+    assert len(names) > 30
+    loaded, refused = [], []
+    for name in names:
+        result = with_package[f"from {name}"]
+        if isinstance(result, str):
+            refused.append(name)
+            assert name in result, result
+            continue
+        loaded.append(name)
+        theirs = getattr(diffusers, name)()
+        assert hasattr(theirs, "alphas_cumprod") or name == "IPNDMScheduler"  # makes its betas in `set_timesteps`
+        if hasattr(theirs, "alphas_cumprod"):
+            assert np.abs(np.array(result) - theirs.alphas_cumprod.numpy()).max() < 1e-6, name
+    assert {"DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"} <= set(loaded)
+    assert "FlowMatchEulerDiscreteScheduler" in refused
+
+
+# -------------------------------------------------------------------- without the package, and back, and once again
+
+WITHOUT = {"custom_pipeline": "pipeline", "trust_remote_code": True}
+
+
+@pytest.fixture(scope="module")
+def without_package(home, root, ddpm_root):
+    """Loads the folder, saves the result as `again`."""
+    script = """
+from diffusers import DDPMPipeline, DDIMScheduler
+root, trusting = Path(arguments["root"]), arguments["trusting"]
+found["no package"] = refusal(__import__, "ddim_scheduler")
+found["no trust"] = [
+    refusal(DiffusionPipeline.from_pretrained, root / "plain"),
+    refusal(DiffusionPipeline.from_pretrained, root / "plain", custom_pipeline="pipeline"),
+    refusal(DDPMPipeline.from_pretrained, root / "plain"),
+]
+found["no conversion"] = refusal(
+    DiffusionPipeline.from_pretrained, arguments["ddpm"], custom_pipeline=str(root / "plain"), trust_remote_code=True
+)
+theirs = DDIMScheduler.from_pretrained(root / "scheduler")
+found["theirs alone"] = theirs.alphas_cumprod.tolist()
+pipe = DiffusionPipeline.from_pretrained(root / "plain", **trusting)
+found["plain"] = [type(pipe).__name__, type(pipe.scheduler).__name__, sample(pipe)]
+pipe.save_pretrained(root / "again")
+found["own default"] = type(pipe.scheduler).from_config({"_class_name": "EtaDDIMScheduler"}).config.clip_sample
+
+# the scheduler in a pipeline that is not ours
+pipe = DDPMPipeline.from_pretrained(root / "plain", trust_remote_code=True)
+found["DDPMPipeline"] = type(pipe.scheduler).__name__
+pipe.save_pretrained(str(root / "other"))
+found["other"] = type(DiffusionPipeline.from_pretrained(root / "other", trust_remote_code=True).scheduler).__name__
+
+# what was loaded keeps its own code, also when diffusers has put another file in the place
+Path(root, "newer").mkdir()
+for file in (root / "again").rglob("*"):
+    target = root / "newer" / file.relative_to(root / "again")
+    target.mkdir() if file.is_dir() else target.write_bytes(file.read_bytes())
+for file in ("pipeline.py", "scheduler/ddim_scheduler.py"):
+    with open(root / "newer" / file, "a") as stream:
+        stream.write("# newer\\n")
+older = DiffusionPipeline.from_pretrained(root / "plain", **trusting)
+newer = DiffusionPipeline.from_pretrained(root / "newer", **trusting)
+older.save_pretrained(root / "older saved")
+newer.save_pretrained(root / "newer saved")
+"""
+    found = fresh.run(script, home, with_package=False, root=root, ddpm=ddpm_root / "folders", trusting=WITHOUT)
+    assert "No module named 'ddim_scheduler'" in found["no package"]
+    return found
+
+
+def test_loads_without_the_package(without_package, expected):
+    *names, images = without_package["plain"]
+    assert names == ["EtaDDIMPipeline", "EtaDDIMScheduler"]
+    assert_same(images, expected)
+    assert "pip install" not in without_package["stderr"]
+
+
+def test_config_of_our_own_means_the_same_without_the_package(without_package):
+    config = {"_class_name": "EtaDDIMScheduler"}
+    assert without_package["own default"] == EtaDDIMScheduler.from_config(config).config.clip_sample
+
+
+def test_no_code_of_the_folder_runs_without_trust(without_package):
+    by_name, by_file, by_other_pipeline = without_package["no trust"]
+    assert "EtaDDIMPipeline" in by_name
+    assert "trust_remote_code" in by_file
+    assert "trust_remote_code" in by_other_pipeline
+
+
+def test_conversion_without_the_package_names_it(without_package):
+    assert without_package["no conversion"].startswith("ImportError: `scheduler` is a DDPMScheduler")
+
+
+def test_scheduler_in_another_pipeline_without_the_package(without_package):
+    assert without_package["DDPMPipeline"] == without_package["other"] == "EtaDDIMScheduler"
+
+
+def test_builtin_scheduler_loads_our_config_without_the_package(without_package, with_package):
+    assert without_package["theirs alone"] == with_package["theirs alone"][1]
+
+
+def test_a_pipeline_ships_the_code_it_was_loaded_from(without_package, root):
+    for file in ("pipeline.py", "scheduler/ddim_scheduler.py"):
+        original = (root / "plain" / file).read_text()
+        assert (root / "again" / file).read_text() == original
+        assert (root / "older saved" / file).read_text() == original
+        assert (root / "newer saved" / file).read_text() == original + "# newer\n"
+
+
+def test_saved_without_the_package_loads_on_both_sides(without_package, home, root, expected):
+    load = """
+pipe = DiffusionPipeline.from_pretrained(Path(arguments["root"]) / arguments["source"], **arguments["loading"])
+found["pipe"] = [type(pipe).__module__, type(pipe.scheduler).__name__, sample(pipe)]
+pipe.save_pretrained(Path(arguments["root"]) / "back")
+"""
+    back = fresh.run("import ddim_scheduler\n" + load, home, root=root, source="again", loading={})
+    once_more = fresh.run(load, home, with_package=False, root=root, source="back", loading=WITHOUT)
+    for found in (back, once_more):
+        module, scheduler, images = found["pipe"]
+        assert (module, scheduler) == ("ddim_scheduler", "EtaDDIMScheduler")
+        assert_same(images, expected)
+    index = {name: json.loads((root / name / "model_index.json").read_text()) for name in ("plain", "again", "back")}
+    for content in index.values():
+        content.pop("_name_or_path", None)
+    assert index["plain"] == index["again"] == index["back"]
+
+
+# ------------------------------------------------------------------------------------------------------------- safety
+
+
+class Sentinel:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (exec, (f"open({str(self.path)!r}, 'w')",))
+
+
+@pytest.fixture(scope="module")
+def attacks(home, root, ddpm_root, tmp_path_factory):
+    """
+    A folder for each attack, loaded by both classes with the package and without any trust; the result is the error, or
+    the images. `sentinel` is written if code of a folder runs.
+    """
+    evil = tmp_path_factory.mktemp("evil")
+    sentinel = evil / "sentinel"
+    run_me = f"open({str(sentinel)!r}, 'w')\n"
+    outside = evil / "outside"
+    outside.mkdir()
+    (outside / "evil.py").write_text(run_me + "class EtaDDIMScheduler: pass\nclass EtaDDIMPipeline: pass\n")
+    (outside / "secret.txt").write_text("a secret")
+    shutil.copy(root / "plain" / "unet" / "diffusion_pytorch_model.safetensors", outside / "weights")
+
+    def attack(name, source="plain"):
+        return shutil.copytree(root / source, evil / name)
+
+    def edit(file, **entries):
+        file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+    def link(file, target):
+        file.unlink()
+        file.symlink_to(target)
+
+    torch.save({"weight": Sentinel(sentinel)}, attack("bin beside safetensors") / "unet/diffusion_pytorch_model.bin")
+    torch.save({"weight": Sentinel(sentinel)}, attack("bin alone", "pickle") / "unet/diffusion_pytorch_model.bin")
+    for file in ("pipeline.py", "scheduler/ddim_scheduler.py"):
+        (evil / "bin beside safetensors" / file).write_text(run_me)
+    index = "model_index.json"
+    edit(attack("library outside") / index, scheduler=["../../outside/evil", "EtaDDIMScheduler"])
+    edit(attack("class outside") / index, _class_name=["../outside/evil", "EtaDDIMPipeline"])
+    edit(attack("component outside") / index, **{"../outside": ["evil", "EtaDDIMScheduler"]})
+    shards = attack("shard outside", "sharded") / "unet/diffusion_pytorch_model.safetensors.index.json"
+    edit(shards, weight_map=dict.fromkeys(json.loads(shards.read_text())["weight_map"], "../../outside/weights"))
+    for name, content in {"string": str(root / "plain/scheduler"), "list": [{"eta": 0.0}]}.items():
+        (attack(f"config is a {name}") / "scheduler/scheduler_config.json").write_text(json.dumps(content))
+    link(attack("config linked") / "scheduler/scheduler_config.json", outside / "secret.txt")
+    link(attack("code linked") / "scheduler/ddim_scheduler.py", outside / "evil.py")
+    link(attack("weights linked") / "unet/diffusion_pytorch_model.safetensors", outside / "weights")
+    script = """
+from ddim_scheduler import EtaDDIMPipeline
+for folder in sorted(Path(arguments["evil"]).iterdir()):
+    for cls in (EtaDDIMPipeline, DiffusionPipeline):
+        try:
+            found[f"{folder.name} by {cls.__name__}"] = sample(cls.from_pretrained(folder))
+        except Exception as error:
+            found[f"{folder.name} by {cls.__name__}"] = f"{type(error).__name__}: {error}"
+found["push"] = refusal(
+    EtaDDIMPipeline.from_pretrained(arguments["plain"]).save_pretrained,
+    Path(arguments["evil"]) / "code linked", push_to_hub=True
+)
+"""
+    found = fresh.run(script, home, evil=evil, plain=root / "plain")
+    assert not sentinel.exists()
+    with pytest.raises(TypeError):  # the sentinel works
+        torch.load(evil / "bin alone" / "unet/diffusion_pytorch_model.bin", weights_only=False)["weight"] + 1
+    assert sentinel.exists()
+    return found
+
+
+@pytest.mark.parametrize("loader", ["EtaDDIMPipeline", "DiffusionPipeline"])
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("bin alone", "OSError: Unable to load weights"),
+        ("library outside", "trust_remote_code=True"),
+        ("class outside", "trust_remote_code=True"),
+        ("shard outside", "path separator"),
+        ("config is a string", "TypeError: `config` must be a dictionary"),
+        ("config is a list", "TypeError: `config` must be a dictionary"),
+        ("config linked", "not a valid JSON file"),
+    ],
+)
+def test_attack_is_refused(attacks, attack, message, loader):
+    result = attacks[f"{attack} by {loader}"]
+    assert isinstance(result, str)
+    assert message in result
+
+
+@pytest.mark.parametrize("loader", ["EtaDDIMPipeline", "DiffusionPipeline"])
+@pytest.mark.parametrize("attack", ["bin beside safetensors", "component outside", "code linked", "weights linked"])
+def test_attack_is_harmless(attacks, expected, attack, loader):
+    """Loaded as it should be: no pickle and no code of the folder is run, a link is followed to weights alone."""
+    assert_same(attacks[f"{attack} by {loader}"], expected)
+
+
+def test_a_link_out_of_the_folder_is_not_uploaded(attacks):
+    assert attacks["push"].startswith("ValueError: `save_directory` holds ")
+    assert "ddim_scheduler.py, a link out of it" in attacks["push"]
