@@ -48,7 +48,16 @@ FIXED_ARGUMENTS = (
     *("resolution", "channels", "model_config_name_or_path", "block_out_channels", "layers_per_block"),
     *("attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule", "use_ema"),
 )
-OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "pipeline.py", "samples", "logs", "training_args.json")
+OTHER_OUTPUTS = (
+    "unet",
+    "scheduler",
+    "model_index.json",
+    "pipeline.py",
+    "sample.png",
+    "samples",
+    "logs",
+    "training_args.json",
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -367,6 +376,7 @@ def save_preview(accelerator: Accelerator, pipeline: EtaDDIMPipeline, args: argp
         path = Path(args.output_dir, "samples", f"step-{step:06d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
+        grid.save(Path(args.output_dir, "sample.png"))  # the picture of the model card
         for tracker in accelerator.trackers:
             tracker.log_images({"samples": images.numpy()}, step=step)
 

@@ -310,9 +310,10 @@ class EtaDDIMPipeline(DiffusionPipeline):
             max_shard_size (`int` or `str`, *optional*):
                 Largest size of a weight file, in bytes or as `"5GB"`.
             push_to_hub (`bool`, defaults to `False`):
-                Whether to upload the folder, all that is in it, to the Hub. The arguments below are for that, and a
-                model card `README.md` is written with it: how to load the model, with the number of steps that were set
-                last, and the scheduler's settings. One that is in the folder or in the repository already is kept.
+                Whether to upload the folder to the Hub, with all that is in it but a training's checkpoints and logs.
+                The arguments below are for that, and a model card `README.md` is written with it: how to load the
+                model, with the number of steps that were set last, and the scheduler's settings. One that is in the
+                folder or in the repository already is kept.
             repo_id (`str`, *optional*):
                 The repository; it is made if it is not there. In your namespace with the folder's name if not given.
             commit_message (`str`, *optional*):
@@ -328,7 +329,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
             sample_image (`PIL.Image.Image`, *optional*):
                 A picture for the card, saved as `sample.png`. If not given, a `sample.png` that is in the folder.
             training_settings (`dict`, *optional*):
-                How the model was trained, for the card.
+                How the model was trained, for the card. If not given, a `training_args.json` that is in the folder, as
+                the training script writes it.
 
         Returns:
             `CommitInfo` or `None`: the commit of a push.
@@ -361,12 +363,16 @@ class EtaDDIMPipeline(DiffusionPipeline):
             sample_image.save(folder / "sample.png")
         card = folder / "README.md"
         if not card.exists() and not file_exists(repo_id, "README.md", token=token):
+            record = folder / "training_args.json"
+            if training_settings is None and record.is_file():
+                training_settings = json.loads(record.read_text())
             card.write_text(self._model_card(folder, repo_id, variant, license, training_settings), encoding="utf-8")
         elif license is not None or training_settings is not None:
             logger.warning(f"{repo_id} has a README.md, which is kept: `license` and `training_settings` are not used.")
         return upload_folder(
             repo_id=repo_id,
             folder_path=folder,
+            ignore_patterns=["checkpoint-*/*", "unfinished-*/*", "logs/*"],
             token=token,
             commit_message=commit_message or f"Upload {type(self).__name__}",
             create_pr=create_pr,

@@ -71,6 +71,11 @@ found["private again"] = pipe.push_to_hub("org/secret", private=True, variant="f
 (files / "own").mkdir()
 (files / "own" / "README.md").write_text("---\\nlicense: mit\\n---\\nMy own words.\\n")
 pipe.save_pretrained(files / "own", push_to_hub=True, license="apache-2.0")
+for name in ("checkpoint-5/optimizer.bin", "unfinished-checkpoint-6/x", "logs/events", "samples/step-5.png"):
+    (files / "trained" / name).parent.mkdir(parents=True)
+    (files / "trained" / name).write_text(name)
+(files / "trained" / "training_args.json").write_text('{"seed": 7}')
+pipe.save_pretrained(files / "trained", push_to_hub=True)
 found["public"] = refusal(pipe.push_to_hub, "me/digits", private=True)
 found["typing error"] = refusal(pipe.push_to_hub, "me/digits", licence="apache-2.0")
 conditional = UNet2DModel.from_config({**unet.config, "num_class_embeds": 10})
@@ -149,6 +154,15 @@ def test_push_uploads_weights_code_and_card(hub, pushed):
     assert set(files_of(hub, "me/scheduler")) >= {"ddim_scheduler.py", "scheduler_config.json", "README.md"}
     assert set(files_of(hub, "me/second-scheduler")) == {"ddim_scheduler.py", "scheduler_config.json"}
     assert pushed["schedulers"] == [0.5, 0.5]
+
+
+def test_push_of_a_training_output_leaves_checkpoints_and_logs(hub, pushed):
+    files = files_of(hub, "me/trained")
+    assert {name for name in files if "/" in name} == {
+        *("samples/step-5.png", "scheduler/ddim_scheduler.py", "scheduler/scheduler_config.json"),
+        *("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+    }
+    assert json.loads(python_snippets(files["README.md"].decode(), "json")[-1]) == {"seed": 7}
 
 
 def test_private_is_honoured(hub, pushed):

@@ -63,7 +63,7 @@ def test_epoch_saves_a_pipeline_that_a_new_process_loads(image_folder, tmp_path)
     command += [str(EXAMPLES / "train_unconditional.py"), *TINY, "--train_data_dir", str(image_folder)]
     command += ["--output_dir", str(output_dir), "--num_epochs", "1", "--prediction_type", "v_prediction"]
     subprocess.run(command, check=True, cwd=tmp_path)
-    assert (output_dir / "samples" / "step-000004.png").is_file()
+    assert (output_dir / "samples" / "step-000004.png").read_bytes() == (output_dir / "sample.png").read_bytes()
     assert (output_dir / "checkpoint-4").is_dir()
     assert list((output_dir / "logs").rglob("events.out.tfevents.*"))
 
