@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, SchedulerMixin
+from packaging.version import Version
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
@@ -21,6 +22,11 @@ pytestmark = [
 
 TOLERANCE = 1e-5  # not bit for bit: memory alignment changes torch's kernels
 SETTINGS = {"timestep_spacing": "trailing", "eta": 0.25, "beta_schedule": "sigmoid"}
+
+# newer diffusers names the path in the index, older ones fail at what they find there, which holds no safetensors
+SHARD_OUTSIDE = (
+    "path separator" if Version(diffusers.__version__) >= Version("0.42") else "OSError: Unable to load weights"
+)
 
 # how a folder is saved -> how it is loaded
 SAVED = {
@@ -389,7 +395,7 @@ found["push"] = refusal(
         ("bin alone", "OSError: Unable to load weights"),
         ("library outside", "trust_remote_code=True"),
         ("class outside", "trust_remote_code=True"),
-        ("shard outside", "path separator"),
+        ("shard outside", SHARD_OUTSIDE),
         ("config is a string", "TypeError: `config` must be a dictionary"),
         ("config is a list", "TypeError: `config` must be a dictionary"),
         ("config linked", "not a valid JSON file"),
