@@ -260,6 +260,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         code = vars(type(self)).get("_code")  # that of a subclass is elsewhere
+        (folder / "ddim_scheduler.py").unlink(missing_ok=True)
         if code is not None:
             (folder / "ddim_scheduler.py").write_bytes(code)
         super().save_pretrained(str(folder), push_to_hub=push_to_hub, **kwargs)

@@ -25,6 +25,7 @@ from huggingface_hub import CommitInfo, ModelCardData, create_repo, file_exists,
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+NOT_UPLOADED = ["checkpoint-*/*", "unfinished-*/*", "logs/*", ".*", "*/.*"]  # a training's own files, hidden ones
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
@@ -313,7 +314,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 Whether to upload the folder to the Hub, with all that is in it but a training's checkpoints and logs.
                 The arguments below are for that, and a model card `README.md` is written with it: how to load the
                 model, with the number of steps that were set last, and the scheduler's settings. One that is in the
-                folder or in the repository already is kept.
+                folder or in the repository already is kept, whoever wrote it. Hidden files are not uploaded.
             repo_id (`str`, *optional*):
                 The repository; it is made if it is not there. In your namespace with the folder's name if not given.
             commit_message (`str`, *optional*):
@@ -338,7 +339,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         Raises:
             FileExistsError: If `save_directory` is a file.
             ValueError: For a push, before anything is written, if `private` is `True` and the repository is a public
-                one, or if the folder holds a link that leads out of it, to something that would be uploaded.
+                one, or if the folder holds a link that leads out of it.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -350,6 +351,10 @@ class EtaDDIMPipeline(DiffusionPipeline):
             if private and not model_info(repo_id, token=token).private:
                 raise ValueError(f"`private` is True, but the repository {repo_id} is there already, and is public.")
 
+        # An older save gives way. Its index goes first and the new one comes last: half a save cannot be loaded.
+        for name in ("model_index.json", "pipeline.py", *_weight_files(variant)):
+            for path in folder.glob(name):
+                path.unlink()
         super().save_pretrained(
             str(folder), safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
         )
@@ -372,7 +377,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
         return upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            ignore_patterns=["checkpoint-*/*", "unfinished-*/*", "logs/*"],
+            ignore_patterns=NOT_UPLOADED,
+            delete_patterns=_weight_files(variant),
             token=token,
             commit_message=commit_message or f"Upload {type(self).__name__}",
             create_pr=create_pr,
@@ -446,6 +452,17 @@ class EtaDDIMPipeline(DiffusionPipeline):
         if training_settings is not None:
             parts += ["## Training", _json_block(training_settings)]
         return "\n\n".join(parts) + "\n"
+
+
+def _weight_files(variant: str | None) -> list[str]:
+    """Patterns of the UNet's weight files in every format, whole and in shards, of one variant."""
+    stem, part = "unet/diffusion_pytorch_model", "" if variant is None else f".{variant}"
+    formats = ("safetensors", "bin")
+    return [
+        *(f"{stem}{part}.{suffix}" for suffix in formats),
+        *(f"{stem}{part}-?????-of-?????.{suffix}" for suffix in formats),
+        *(f"{stem}.{suffix}.index{part}.json" for suffix in formats),
+    ]
 
 
 def _json_block(settings: dict[str, Any]) -> str:

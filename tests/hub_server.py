@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -21,8 +22,10 @@ class Repo:
         self.commits: list[tuple[str, dict[str, bytes]]] = []
         self.commit({})
 
-    def commit(self, changes: dict[str, bytes]) -> str:
+    def commit(self, changes: dict[str, bytes], deletions: Iterable[str] = ()) -> str:
         files = {**(self.commits[-1][1] if self.commits else {}), **changes}
+        for path in deletions:
+            del files[path]
         listing = json.dumps([len(self.commits), {path: git_oid(content) for path, content in files.items()}])
         self.commits.append((hashlib.sha1(listing.encode()).hexdigest(), files))
         return self.commits[-1][0]
@@ -120,9 +123,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, body: bytes, repo: str, revision: str):
         lines = [json.loads(line) for line in body.splitlines()]
-        assert all(line["key"] in ("header", "file") for line in lines), lines
+        assert all(line["key"] in ("header", "file", "deletedFile") for line in lines), lines
         files = [line["value"] for line in lines if line["key"] == "file"]
-        oid = self.server.repos[repo].commit({file["path"]: base64.b64decode(file["content"]) for file in files})
+        oid = self.server.repos[repo].commit(
+            {file["path"]: base64.b64decode(file["content"]) for file in files},
+            [line["value"]["path"] for line in lines if line["key"] == "deletedFile"],
+        )
         self.answer_json({"commitUrl": f"{self.server.endpoint}/{repo}/commit/{oid}", "commitOid": oid})
 
     def find(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:

@@ -81,6 +81,10 @@ found["typing error"] = refusal(pipe.push_to_hub, "me/digits", licence="apache-2
 conditional = UNet2DModel.from_config({**unet.config, "num_class_embeds": 10})
 EtaDDIMPipeline(conditional, EtaDDIMScheduler()).push_to_hub("me/classes")
 
+# another model into the same repository: other weights in another format
+pipe.push_to_hub("me/replaced", max_shard_size="40KB")
+EtaDDIMPipeline(conditional, EtaDDIMScheduler()).push_to_hub("me/replaced")
+
 # scheduler
 scheduler = EtaDDIMScheduler(eta=0.5)
 scheduler.push_to_hub("me/scheduler", private=True)
@@ -178,6 +182,11 @@ def test_private_is_honoured(hub, pushed):
 def test_push_of_the_same_changes_nothing(hub, pushed):
     assert pushed["same commit"]
     assert len(hub.repos["me/digits"].commits) == 3  # when it was made, the first push, the push of another scheduler
+
+
+def test_another_model_replaces_the_weights(hub, pushed):
+    weights = {name for name in files_of(hub, "me/replaced") if name.startswith("unet/diffusion_pytorch_model")}
+    assert weights == {"unet/diffusion_pytorch_model.safetensors"}
 
 
 def test_own_card_is_kept(hub, pushed):

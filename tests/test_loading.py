@@ -417,3 +417,27 @@ def test_attack_is_harmless(attacks, expected, attack, loader):
 def test_a_link_out_of_the_folder_is_not_uploaded(attacks):
     assert attacks["push"].startswith("ValueError: `save_directory` holds ")
     assert "ddim_scheduler.py, a link out of it" in attacks["push"]
+
+
+@pytest.mark.parametrize("first", SAVED)
+@pytest.mark.parametrize("second", SAVED)
+def test_a_second_save_replaces_the_first(first, second, unet, tmp_path):
+    other = type(unet).from_config(unet.config)
+    EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(eta=0.5)).save_pretrained(tmp_path, **SAVED[first][0])
+    EtaDDIMPipeline(unet=other, scheduler=EtaDDIMScheduler()).save_pretrained(tmp_path, **SAVED[second][0])
+    again = EtaDDIMPipeline.from_pretrained(tmp_path, **SAVED[second][1])
+    assert again.scheduler.config.eta == 0
+    assert all(torch.equal(a, b) for a, b in zip(again.unet.parameters(), other.parameters(), strict=True))
+
+
+def test_half_a_save_does_not_load(pipeline, tmp_path, monkeypatch):
+    pipeline.save_pretrained(tmp_path)
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EtaDDIMScheduler, "save_pretrained", die)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"model_index\.json"):
+        EtaDDIMPipeline.from_pretrained(tmp_path)
