@@ -573,8 +573,8 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         """Refuses epsilon prediction where alpha_t is 0 (zero terminal SNR)."""
         if self.config.prediction_type != "epsilon":
             return
-        without_signal = [int(t) for t in timesteps if np.exp(self._log_alphas_cumprod[t] / 2) == 0]
-        if without_signal:
+        without_signal = np.asarray(timesteps)[np.exp(self._log_alphas_cumprod[timesteps] / 2) == 0]
+        if len(without_signal):
             raise ValueError(
                 f"`prediction_type` 'epsilon' tells nothing about x_0 at timestep {without_signal[0]}, where there is "
                 "no signal; use 'v_prediction', 'sample', or lower timesteps (`timestep_spacing='leading'`)."
