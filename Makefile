@@ -39,7 +39,7 @@ data/digits: | $(INSTALLED)
 demo: data/digits
 	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --num_cpu_threads_per_process $(THREADS) \
 		--mixed_precision $(PRECISION) --dynamo_backend no examples/train_unconditional.py \
-		--train_data_dir data/digits --output_dir $(DEMO) --overwrite_output_dir --resolution 16 \
+		--train_data_dir data/digits/train --output_dir $(DEMO) --overwrite_output_dir --resolution 16 \
 		--block_out_channels 32 64 64 --layers_per_block 1 --attention_resolutions \
 		--ddpm_beta_schedule squaredcos_cap_v2 --prediction_type v_prediction \
 		--timestep_spacing trailing --ddpm_num_inference_steps 20 \

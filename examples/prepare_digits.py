@@ -1,7 +1,8 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Writes 5,000 real handwritten digits (MNIST) as PNG files, 28x28 gray, one folder per class.
+Writes 5,000 real handwritten digits (MNIST) as PNG files, 28x28 gray, one folder per class: every fifth one below `test/`,
+for what must not have been seen in training, the others below `train/`.
 
     python examples/prepare_digits.py data/digits
 
@@ -20,7 +21,7 @@ import PIL.Image
 
 def main(argv: list[str] | None = None) -> int:
     """Writes the digits and returns their number."""
-    parser = argparse.ArgumentParser(description="Write 5,000 MNIST digits as PNG files, one folder per class.")
+    parser = argparse.ArgumentParser(description="Write 5,000 MNIST digits as PNG files, 4,000 for training and 1,000 for tests, one folder per class.")
     parser.add_argument("output_dir", type=Path, help="folder to write to; it must not hold files yet")
     args = parser.parse_args(argv)
     if args.output_dir.exists() and any(args.output_dir.iterdir()):
@@ -35,10 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     args.output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output_dir.parent) as unfinished:
         folder = Path(unfinished, "digits")
-        for label in range(10):
-            (folder / str(label)).mkdir(parents=True)
+        for part in ("train", "test"):
+            for label in range(10):
+                (folder / part / str(label)).mkdir(parents=True)
         for number, row in enumerate(table):
-            PIL.Image.fromarray(row[:-1].reshape(28, 28)).save(folder / str(row[-1]) / f"{number:04d}.png")
+            part = "test" if number % 5 == 0 else "train"
+            PIL.Image.fromarray(row[:-1].reshape(28, 28)).save(folder / part / str(row[-1]) / f"{number:04d}.png")
         folder.rename(args.output_dir)
     print(f"{len(table)} digits are in {args.output_dir}")
     return len(table)

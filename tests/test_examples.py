@@ -20,7 +20,8 @@ def test_prepare_digits(tmp_path, capsys):
     assert "5000 digits" in capsys.readouterr().out
     paths = sorted(folder.rglob("*.png"))
     assert len(paths) == 5000
-    assert [len(list((folder / str(label)).iterdir())) for label in range(10)] == [500] * 10
+    for part, number in (("train", 400), ("test", 100)):
+        assert [len(list((folder / part / str(label)).iterdir())) for label in range(10)] == [number] * 10
     image = PIL.Image.open(paths[0])
     assert (image.mode, image.size) == ("L", (28, 28))
     assert np.asarray(image).max() > 200
