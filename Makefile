@@ -64,7 +64,8 @@ quality: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/differences.py --update README.md
-	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE) --update RESULTS.md
+	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE) --update RESULTS.md --plot docs/step-$(DEVICE).png
+	$(VENV)/bin/python benchmarks/pipeline.py --device $(DEVICE) --update RESULTS.md
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info

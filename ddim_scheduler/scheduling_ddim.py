@@ -309,17 +309,22 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
 
     def _set_grid(self, grid: np.ndarray, device: str | torch.device | None):
         """Fills the table: row t holds the step from t to the next lower timestep of the grid."""
-        ascending = grid[::-1]
-        next_lower = np.searchsorted(ascending, np.arange(self.config.num_train_timesteps)) - 1
-        prev_timesteps = np.where(next_lower >= 0, ascending[next_lower], -1)
+        ascending = np.append(-1, grid[::-1])
+        prev_timesteps = np.repeat(ascending, np.diff(ascending, append=self.config.num_train_timesteps - 1))
 
-        log_t = self._log_alphas_cumprod
-        log_s = np.where(prev_timesteps >= 0, log_t[prev_timesteps], self._final_log_alpha_cumprod)
-        alpha_t, alpha_s = np.exp(log_t / 2), np.exp(log_s / 2)
-        sigma_t, sigma_s = np.sqrt(-np.expm1(log_t)), np.sqrt(-np.expm1(log_s))
+        log_t, final = self._log_alphas_cumprod, self._final_log_alpha_cumprod
+        alpha_t, sigma_t = np.exp(log_t / 2), np.sqrt(-np.expm1(log_t))
+        log_s, alpha_s, sigma_s = (
+            np.append(values, last)[prev_timesteps]  # a timestep of -1 takes the last one
+            for values, last in (
+                (log_t, final),
+                (alpha_t, math.exp(final / 2)),
+                (sigma_t, math.sqrt(-math.expm1(final))),
+            )
+        )
         fresh_std = np.sqrt(-np.expm1(log_t - log_s))
         std = sigma_s / sigma_t * fresh_std
-        direction = np.exp((log_t - log_s) / 2) * sigma_s**2 / sigma_t
+        direction = alpha_t / alpha_s * sigma_s**2 / sigma_t
 
         table = np.stack(_Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std), axis=1)
         device_table = _to_device(torch.from_numpy(table), device)
@@ -385,10 +390,10 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         if std is not None:
             if variance_noise is None:
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
-            _add_scaled_(prev_sample, std, _cast(variance_noise, prev_sample.dtype))
+            _add_(prev_sample, std, _cast(variance_noise, prev_sample.dtype))
 
-        prev_sample = _cast(prev_sample, sample.dtype)
-        pred_original_sample = _cast(pred_original_sample, sample.dtype)
+        if prev_sample.dtype != sample.dtype:
+            prev_sample, pred_original_sample = prev_sample.to(sample.dtype), pred_original_sample.to(sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
@@ -493,42 +498,51 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         # 1. the row of t, the std of eq. (16) and the direction that goes with it:
         #    sigma_s^2 - std^2 = (1 - eta^2) sigma_s^2 + (eta direction(1))^2, a sum that cannot become negative
         row, eta, sqrt = self._row(timestep, config.eta if eta is None else eta, sample)
-        direction = sqrt((1 - eta * eta) * row.sigma_s * row.sigma_s + eta * eta * row.direction * row.direction)
-        std = eta * (row.fresh_std if config.variance_type == "sigma_hat" else row.std)
+        if isinstance(eta, float) and eta == 0:
+            direction, std = row.sigma_s, None
+        else:
+            direction = sqrt((1 - eta * eta) * row.sigma_s * row.sigma_s + eta * eta * row.direction * row.direction)
+            std = eta * (row.fresh_std if config.variance_type == "sigma_hat" else row.std)
         if config.variance_type in ("learned", "learned_range"):
             model_output, variance = _split_variance(model_output, sample)
-            std = _times(_learned_std(variance, row, config.variance_type), eta)
+            if std is not None:
+                std = _times(_learned_std(variance, row, config.variance_type), eta)
         elif model_output.shape != sample.shape:
             raise ValueError(
                 f"`model_output` must have the sample's shape {tuple(sample.shape)}, but has "
                 f"{tuple(model_output.shape)} (`variance_type` is {config.variance_type!r})."
             )
 
-        # 2. x_0 = scale (p x_t + q m) and eps = r x_t + w m, where m is the model output
-        dtype = _computing_dtype(sample)
-        sample, model_output = _cast(sample, dtype), _cast(model_output, dtype)
-        scale, p, q, r, w = _prediction_coefficients(config.prediction_type, row.alpha_t, row.sigma_t)
-        pred_original_sample = _combine(p, sample, q, model_output, scale)
+        # 2. x_0 = p x_t + q m and eps = r x_t + w m, where m is the model output
+        if sample.dtype != torch.float32 or model_output.dtype != torch.float32:
+            dtype = _computing_dtype(sample)
+            sample, model_output = sample.to(dtype), model_output.to(dtype)
+        prediction_type, alpha_s = config.prediction_type, row.alpha_s
+        p, q, r, w = _prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
+        if prediction_type == "epsilon":  # the difference first: it may be small, and its terms are then rounded less
+            x_0 = _times_(_add(sample, -row.sigma_t, model_output), p)
+        elif prediction_type == "sample":
+            x_0 = model_output.clone()
+        else:
+            x_0 = _add_(_times(sample, p), q, model_output)
 
         # 3. threshold or clip x_0
         if config.thresholding:
-            pred_original_sample = self._threshold_sample(pred_original_sample)
+            x_0 = self._threshold_sample(x_0)
         elif config.clip_sample:
-            pred_original_sample = pred_original_sample.clamp_(-config.clip_sample_range, config.clip_sample_range)
+            x_0.clamp_(-config.clip_sample_range, config.clip_sample_range)
 
         # 4. the mean of x_s, alpha_s x_0 + direction eps, eq. (12), its factors gathered so that each is rounded once
-        alpha_s = row.alpha_s
-        if not (config.thresholding or config.clip_sample):
-            a, b = alpha_s * scale * p + direction * r, alpha_s * scale * q + direction * w
-            mean = _combine(a, sample, b, model_output)
+        if not (config.clip_sample or config.thresholding):
+            mean = _add_(_times(sample, alpha_s * p + direction * r), alpha_s * q + direction * w, model_output)
         elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
             b = direction / row.sigma_t
-            mean = _combine(alpha_s - b * row.alpha_t, pred_original_sample, b, sample)
+            mean = _add_(_times(x_0, alpha_s - b * row.alpha_t), b, sample)
         else:
-            mean = _combine(alpha_s, pred_original_sample, direction * w, model_output)
-            if not _is_number(r, 0):
-                _add_scaled_(mean, direction * r, sample)
-        return mean, None if isinstance(eta, float) and eta == 0 else std, pred_original_sample
+            mean = _add_(_times(x_0, alpha_s), direction * w, model_output)
+            if prediction_type != "epsilon":
+                _add_(mean, direction * r, sample)
+        return mean, std, x_0
 
     def _row(self, timestep: int | torch.Tensor, eta: float | torch.Tensor, sample: torch.Tensor):
         """The row of t, eta, and the square root to use on them: floats where reading t makes nobody wait."""
@@ -565,8 +579,8 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             t = t[0]
         if isinstance(t, bool) or not isinstance(t, int):
             raise TypeError(f"`timestep` must be an integer, but is {timestep!r}.")
-        if not 0 <= t < self.config.num_train_timesteps:
-            raise ValueError(f"`timestep` must be in 0..{self.config.num_train_timesteps - 1}, but is {t}.")
+        if not 0 <= t < len(self._table):
+            raise ValueError(f"`timestep` must be in 0..{len(self._table) - 1}, but is {t}.")
         return t
 
     def _check_signal(self, timesteps: Any):
@@ -600,12 +614,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
 
     def _threshold_sample(self, sample: torch.Tensor) -> torch.Tensor:
         """Dynamic thresholding of each sample (https://arxiv.org/abs/2205.11487, section 2.3), of any size."""
-        magnitudes = sample.abs().flatten(1)
-        rank = self.config.dynamic_thresholding_ratio * (magnitudes.shape[1] - 1)
-        low, weight = math.floor(rank), rank - math.floor(rank)
-        # the quantile by the largest values: `torch.quantile` refuses more than 2^24 elements
-        largest = magnitudes.topk(magnitudes.shape[1] - low, dim=1).values
-        threshold = torch.lerp(largest[:, -1], largest[:, -2 if weight else -1], weight)
+        threshold = _quantile(sample.abs().flatten(1), self.config.dynamic_thresholding_ratio)
         threshold = threshold.clamp(1, self.config.sample_max_value).view(-1, *(1,) * (sample.ndim - 1))
         return sample.clamp(-threshold, threshold) / threshold
 
@@ -624,7 +633,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             ValueError, TypeError: If shapes differ, or timesteps are out of range or no integers.
         """
         alpha_t, sigma_t, dtype = self._path(original_samples, noise, timesteps)
-        noisy = _combine(alpha_t, _cast(original_samples, dtype), sigma_t, _cast(noise, dtype))
+        noisy = _add_(_times(_cast(original_samples, dtype), alpha_t), sigma_t, _cast(noise, dtype))
         return _cast(noisy, original_samples.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -640,7 +649,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             ValueError, TypeError: If shapes differ, or timesteps are out of range or no integers.
         """
         alpha_t, sigma_t, dtype = self._path(sample, noise, timesteps)
-        velocity = _combine(alpha_t, _cast(noise, dtype), -sigma_t, _cast(sample, dtype))
+        velocity = _add_(_times(_cast(noise, dtype), alpha_t), -sigma_t, _cast(sample, dtype))
         return _cast(velocity, sample.dtype)
 
     def _path(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
@@ -788,46 +797,45 @@ def _as_timesteps(timesteps, num_train_timesteps: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _prediction_coefficients(prediction_type: str, alpha_t: Any, sigma_t: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """scale, p, q, r, w of x_0 = scale (p x_t + q m) and eps = r x_t + w m, from x_t = alpha_t x_0 + sigma_t eps."""
+def _prediction_coefficients(prediction_type: str, alpha_t: Any, sigma_t: Any) -> tuple[Any, Any, Any, Any]:
+    """p, q, r, w of x_0 = p x_t + q m and eps = r x_t + w m, from x_t = alpha_t x_0 + sigma_t eps."""
     if prediction_type == "epsilon":
-        return 1 / alpha_t, 1.0, -sigma_t, 0.0, 1.0
+        return 1 / alpha_t, -sigma_t / alpha_t, 0.0, 1.0
     if prediction_type == "sample":
-        return 1.0, 0.0, 1.0, 1 / sigma_t, -alpha_t / sigma_t
+        return 0.0, 1.0, 1 / sigma_t, -alpha_t / sigma_t
     if prediction_type == "v_prediction":
-        return 1.0, alpha_t, -sigma_t, sigma_t, alpha_t
+        return alpha_t, -sigma_t, sigma_t, alpha_t
     raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
 
 
 # A factor below is a float, or a tensor that broadcasts over the samples; either gives the same bits.
 
 
-def _combine(a: Any, x: torch.Tensor, b: Any, y: torch.Tensor, scale: Any = 1.0) -> torch.Tensor:
-    """scale (a x + b y), as a new tensor."""
-    if _is_number(a, 0):
-        a, x, b, y = b, y, a, x
-    if _is_number(b, 0):
-        total = _times(x, a)
-    elif _is_number(a, 1):
-        total = torch.addcmul(x, y, b.to(x.dtype)) if isinstance(b, torch.Tensor) else torch.add(x, y, alpha=b)
-    else:
-        total = _add_scaled_(_times(x, a), b, y)
-    if _is_number(scale, 1):
-        return total
-    return total.mul_(scale.to(x.dtype) if isinstance(scale, torch.Tensor) else scale)
-
-
 def _times(x: torch.Tensor, a: Any) -> torch.Tensor:
     return x * (a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
 
 
-def _is_number(factor: Any, number: int) -> bool:
-    return isinstance(factor, float) and factor == number
+def _times_(x: torch.Tensor, a: Any) -> torch.Tensor:
+    """_times in place."""
+    return x.mul_(a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
 
 
-def _add_scaled_(total: torch.Tensor, a: Any, x: torch.Tensor) -> torch.Tensor:
-    """total += a x, rounded once."""
-    return total.addcmul_(x, a.to(x.dtype)) if isinstance(a, torch.Tensor) else total.add_(x, alpha=a)
+def _add(x: torch.Tensor, a: Any, y: torch.Tensor) -> torch.Tensor:
+    """x + a y, rounded once."""
+    return torch.addcmul(x, y, a.to(x.dtype)) if isinstance(a, torch.Tensor) else torch.add(x, y, alpha=a)
+
+
+def _add_(x: torch.Tensor, a: Any, y: torch.Tensor) -> torch.Tensor:
+    """_add in place."""
+    return x.addcmul_(y, a.to(x.dtype)) if isinstance(a, torch.Tensor) else x.add_(y, alpha=a)
+
+
+def _quantile(values: torch.Tensor, q: float) -> torch.Tensor:
+    """The quantile of each row, from its largest values: `torch.quantile` refuses more than 2^24 elements."""
+    rank = q * (values.shape[1] - 1)
+    low, weight = math.floor(rank), rank - math.floor(rank)
+    largest = values.topk(values.shape[1] - low, dim=1).values
+    return torch.lerp(largest[:, -1], largest[:, -2 if weight else -1], weight)
 
 
 def _computing_dtype(sample: torch.Tensor) -> torch.dtype:
@@ -852,7 +860,7 @@ def _is_on_host(timestep: int | torch.Tensor) -> bool:
     """Whether the value of a timestep can be read at once, outside a compiled graph."""
     if torch.compiler.is_compiling():
         return False
-    return not isinstance(timestep, torch.Tensor) or (timestep.device.type == "cpu" and timestep.numel() == 1)
+    return not isinstance(timestep, torch.Tensor) or (timestep.is_cpu and timestep.numel() == 1)
 
 
 def _split_variance(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,11 +1,13 @@
-"""No waiting for the device, one compiled graph for a whole loop, export. What only a GPU can show is marked `gpu`."""
+"""
+No waiting for the device, one compiled graph for a whole loop, export, memory. What only a GPU can show is marked `gpu`.
+"""
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
 
 def randn(*shape, seed=0, device="cpu"):
@@ -68,6 +70,20 @@ def test_one_compilation_for_all_timesteps_of_each_eta(settings):
     assert max(graphs) == 1
 
 
+def test_one_compilation_for_every_eta_that_is_a_tensor():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(5)
+    step = torch.compile(scheduler.step, fullgraph=True)
+    sample, output, z = randn(3, 2, 3, 8, 8)
+    for eta in torch.tensor([0.0, 0.3, 1.0]):
+        for t in scheduler.timesteps:
+            expected = scheduler.step(output, t, sample, eta=eta, variance_noise=z).prev_sample
+            assert (step(output, t, sample, eta=eta, variance_noise=z).prev_sample - expected).abs().max() < 1e-6
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 class Step(torch.nn.Module):
     """A UNet's call and the step behind it."""
 
@@ -90,6 +106,68 @@ def test_export(unet, with_unet):
     for t in scheduler.timesteps:
         for a, b in zip(exported(sample, t), module(sample, t), strict=True):
             assert (a - b).abs().max() < 1e-5
+
+
+def test_onnx_export_gives_the_same_step(unet, tmp_path, record_property):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(10)
+    module = Step(unet, scheduler).eval()
+    sample = randn(2, 1, 16, 16)
+    path = tmp_path / "step.onnx"
+    torch.onnx.export(module, (sample, torch.tensor(900)), path, dynamo=True, input_names=["sample", "timestep"])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for t in scheduler.timesteps:
+        outputs = session.run(None, {"sample": sample.numpy(), "timestep": t.numpy()})
+        with torch.no_grad():
+            for a, b in zip(outputs, module(sample, t), strict=True):
+                error = float(abs(a - b.numpy()).max())
+                record_property("largest difference", error)
+                assert error < 1e-4
+
+
+def peak_bytes(function) -> int:
+    """Most bytes that a call holds on the CPU beyond those that were there before, its result among them."""
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    total = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"clip_sample": False},
+        {"prediction_type": "sample"},
+        {"prediction_type": "v_prediction"},
+        {"use_clipped_model_output": True},
+        {"thresholding": True},
+    ],
+)
+def test_step_needs_one_tensor_beyond_its_outputs(settings, eta, record_property):
+    scheduler = EtaDDIMScheduler(**settings)
+    scheduler.set_timesteps(10)
+    model_output, sample = randn(2, 4, 3, 64, 64)
+    tensors = peak_bytes(lambda: scheduler.step(model_output, 500, sample, eta=eta)) / sample.nbytes
+    record_property("peak in tensors of the sample's size", tensors)
+    assert 2 <= tensors <= 3.01
+
+
+def test_pipeline_needs_no_more_memory_than_that_of_diffusers(unet, record_property):
+    peaks = []
+    for pipeline in (DDIMPipeline(unet, DDIMScheduler()), EtaDDIMPipeline(unet, EtaDDIMScheduler())):
+        pipeline.set_progress_bar_config(disable=True)
+        peaks.append(peak_bytes(lambda p=pipeline: p(4, num_inference_steps=5, output_type="np")))
+    record_property("peak over that of diffusers", peaks[1] / peaks[0])
+    assert peaks[1] <= peaks[0]
 
 
 @pytest.mark.gpu

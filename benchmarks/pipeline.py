@@ -1,0 +1,117 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Images per second of EtaDDIMPipeline against diffusers' DDIMPipeline, alternately in one run, with the same weights.
+
+    python benchmarks/pipeline.py --device cpu
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+
+from report import update
+
+# name: settings of the UNet, then images and steps of a call on a CPU and on a GPU
+MODELS = {
+    "demo, 1.06 M parameters, 16x16": (
+        {
+            "sample_size": 16,
+            "in_channels": 1,
+            "out_channels": 1,
+            "layers_per_block": 1,
+            "block_out_channels": (32, 64, 64),
+            "down_block_types": ("DownBlock2D",) * 3,
+            "up_block_types": ("UpBlock2D",) * 3,
+        },
+        {"cpu": (16, 20), "cuda": (256, 50)},
+    ),
+    "CIFAR-10 size, 35.75 M parameters, 32x32": (
+        {
+            "sample_size": 32,
+            "block_out_channels": (128, 256, 256, 256),
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": None,
+        },
+        {"cpu": (2, 5), "cuda": (256, 50)},
+    ),
+}
+ROUNDS = 9
+
+
+def main(argv: list[str] | None = None) -> list[float]:
+    """Prints a table and returns the ratios of the eager pipelines."""
+    parser = argparse.ArgumentParser(description="Time the pipeline against diffusers', alternately.")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
+    args = parser.parse_args(argv)
+    diffusers.logging.set_verbosity_error()
+    processor = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+
+    ratios, lines = [], []
+    for name, (settings, sizes) in MODELS.items():
+        torch.manual_seed(0)
+        unet = UNet2DModel(**settings).eval().to(args.device, dtype)
+        fast_unet = copy.deepcopy(unet).to(memory_format=torch.channels_last)
+        compiled = torch.compile(unet)
+        images, steps = sizes[args.device]
+        calls = [
+            call_of(DDIMPipeline(unet, DDIMScheduler()), images, steps),
+            call_of(EtaDDIMPipeline(unet, EtaDDIMScheduler()), images, steps),
+            call_of(EtaDDIMPipeline(fast_unet, EtaDDIMScheduler()), images, steps),
+            call_of(EtaDDIMPipeline(compiled, EtaDDIMScheduler()), images, steps),
+        ]
+        for call in calls:
+            call()
+        rounds = [[seconds(call) for call in calls] for _ in range(ROUNDS)]
+        theirs, *ours = zip(*rounds, strict=True)
+        cells = [f"{images / statistics.median(theirs):.2f}"]
+        for times in ours:
+            per_round = sorted(a / b for a, b in zip(theirs, times, strict=True))
+            quarter = len(per_round) // 4
+            cells.append(f"{images / statistics.median(times):.2f}")
+            cells.append(
+                f"{statistics.median(per_round):.2f} ({per_round[quarter]:.2f} to {per_round[-1 - quarter]:.2f})"
+            )
+        ratios.append(statistics.median(a / b for a, b in zip(theirs, ours[0], strict=True)))
+        lines.append(f"| {name} | {images} x {steps} | {' | '.join(cells)} |")
+    table = (
+        f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}; {dtype}, random weights; medians of "
+        f"{ROUNDS} alternating rounds, the middle half of the rounds in brackets; a ratio above 1 means faster than "
+        "diffusers' eager pipeline.\n\n"
+        "| UNet | images x steps | diffusers, images/s | ours, images/s | ratio | channels_last, images/s | ratio | "
+        "compiled UNet, images/s | ratio |\n|---|---|---|---|---|---|---|---|---|\n"
+    )
+    table += "\n".join(lines) + "\n"
+    print(table, end="")
+    if args.update is not None:
+        update(args.update, f"pipeline-{args.device}", table)
+    return ratios
+
+
+def call_of(pipeline, images: int, steps: int) -> Callable:
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return partial(pipeline, images, generator=generator, num_inference_steps=steps, output_type="np")
+
+
+def seconds(call: Callable) -> float:
+    start = time.perf_counter()
+    call()  # ends on the host, with arrays
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
