@@ -8,7 +8,6 @@ Images per second of EtaDDIMPipeline against diffusers' DDIMPipeline, alternatel
 
 import argparse
 import copy
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
 from report import update
+from step import ratio_of
 
 # name: settings of the UNet, then images and steps of a call on a CPU and on a GPU
 MODELS = {
@@ -76,20 +76,14 @@ def main(argv: list[str] | None = None) -> list[float]:
         for call in calls:
             call()
         rounds = [[seconds(call) for call in calls] for _ in range(ROUNDS)]
-        theirs, *ours = zip(*rounds, strict=True)
-        cells = [f"{images / statistics.median(theirs):.2f}"]
-        for times in ours:
-            per_round = sorted(a / b for a, b in zip(theirs, times, strict=True))
-            quarter = len(per_round) // 4
-            cells.append(f"{images / statistics.median(times):.2f}")
-            cells.append(
-                f"{statistics.median(per_round):.2f} ({per_round[quarter]:.2f} to {per_round[-1 - quarter]:.2f})"
-            )
-        ratios.append(statistics.median(a / b for a, b in zip(theirs, ours[0], strict=True)))
+        theirs, *ours = (list(column) for column in zip(*rounds, strict=True))
+        compared = [ratio_of(theirs, times) for times in ours]
+        cells = [f"{images / compared[0].theirs:.2f}", *(f"{images / r.ours:.2f} | {r}" for r in compared)]
         lines.append(f"| {name} | {images} x {steps} | {' | '.join(cells)} |")
+        ratios.append(compared[0].median)
     table = (
-        f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}; {dtype}, random weights; medians of "
-        f"{ROUNDS} alternating rounds, the middle half of the rounds in brackets; a ratio above 1 means faster than "
+        f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}; {dtype}, random weights; medians "
+        f"of {ROUNDS} alternating rounds, the middle half of the rounds in brackets; a ratio above 1 means faster than "
         "diffusers' eager pipeline.\n\n"
         "| UNet | images x steps | diffusers, images/s | ours, images/s | ratio | channels_last, images/s | ratio | "
         "compiled UNet, images/s | ratio |\n|---|---|---|---|---|---|---|---|---|\n"

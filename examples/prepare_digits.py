@@ -1,8 +1,8 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Writes 5,000 real handwritten digits (MNIST) as PNG files, 28x28 gray, one folder per class: every fifth one below `test/`,
-for what must not have been seen in training, the others below `train/`.
+Writes 5,000 real handwritten digits (MNIST) as PNG files, 28x28 gray, one folder per class: every fifth one below
+`test/`, for what must not have been seen in training, the others below `train/`.
 
     python examples/prepare_digits.py data/digits
 
@@ -22,7 +22,7 @@ import PIL.Image
 def main(argv: list[str] | None = None) -> int:
     """Writes the digits and returns their number."""
     parser = argparse.ArgumentParser(
-        description="Write 5,000 MNIST digits as PNG files, 4,000 for training and 1,000 for tests, one folder per class."
+        description="Write 5,000 MNIST digits as PNG files: 4,000 for training, 1,000 for tests."
     )
     parser.add_argument("output_dir", type=Path, help="folder to write to; it must not hold files yet")
     args = parser.parse_args(argv)

@@ -1,6 +1,4 @@
-"""
-No waiting for the device, one compiled graph for a whole loop, export, memory. What only a GPU can show is marked `gpu`.
-"""
+"""No waiting for the device, one graph for a whole loop, export, memory. What only a GPU can show is marked `gpu`."""
 
 import pytest
 import torch
