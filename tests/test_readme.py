@@ -3,14 +3,25 @@
 import re
 from pathlib import Path
 
+import pytest
+import torch
+
 README = Path(__file__).parents[1] / "README.md"
+
+
+def run_snippets(kind: str, namespace: dict):
+    snippets = re.findall(rf"```{kind}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), namespace)
 
 
 def test_readme_snippets_run(pipeline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipeline.save_pretrained("outputs/digits")
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert snippets
-    namespace = {}
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), namespace)
+    run_snippets("python", {})
+
+
+@pytest.mark.slow
+def test_slow_readme_snippets_run(pipeline):
+    run_snippets("python slow", {"pipe": pipeline, "torch": torch})
