@@ -1,14 +1,24 @@
 """Saving and loading of local folders: every load in a process that did not save, with the package and without it."""
 
+import ast
 import inspect
 import json
 import shutil
+from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, SchedulerMixin
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    SchedulerMixin,
+    VQModel,
+)
 from packaging.version import Version
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
@@ -362,23 +372,33 @@ def attacks(home, root, ddpm_root, tmp_path_factory):
     edit(attack("component outside") / index, **{"../outside": ["evil", "EtaDDIMScheduler"]})
     shards = attack("shard outside", "sharded") / "unet/diffusion_pytorch_model.safetensors.index.json"
     edit(shards, weight_map=dict.fromkeys(json.loads(shards.read_text())["weight_map"], "../../outside/weights"))
-    for name, content in {"string": str(root / "plain/scheduler"), "list": [{"eta": 0.0}]}.items():
-        (attack(f"config is a {name}") / "scheduler/scheduler_config.json").write_text(json.dumps(content))
-    link(attack("config linked") / "scheduler/scheduler_config.json", outside / "secret.txt")
+    for file in ("scheduler/scheduler_config.json", "unet/config.json", "model_index.json"):
+        for name, content in {"string": str((root / "plain" / file).parent), "list": [{"eta": 0.0}]}.items():
+            (attack(f"{Path(file).name} is a {name}") / file).write_text(json.dumps(content))
+    link(attack("secret linked") / "scheduler/scheduler_config.json", outside / "secret.txt")
+    link(attack("config linked") / "scheduler/scheduler_config.json", root / "plain/scheduler/scheduler_config.json")
+    link(attack("index linked") / "model_index.json", root / "plain/model_index.json")
     link(attack("code linked") / "scheduler/ddim_scheduler.py", outside / "evil.py")
     link(attack("weights linked") / "unet/diffusion_pytorch_model.safetensors", outside / "weights")
+    shutil.rmtree(attack("unet linked") / "unet")
+    (evil / "unet linked" / "unet").symlink_to(root / "plain/unet")
+    shutil.move(attack("linked within") / "unet/config.json", evil / "linked within" / "config of the unet.json")
+    (evil / "linked within" / "unet/config.json").symlink_to("../config of the unet.json")
     script = """
-from ddim_scheduler import EtaDDIMPipeline
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 for folder in sorted(Path(arguments["evil"]).iterdir()):
     for cls in (EtaDDIMPipeline, DiffusionPipeline):
         try:
             found[f"{folder.name} by {cls.__name__}"] = sample(cls.from_pretrained(folder))
         except Exception as error:
             found[f"{folder.name} by {cls.__name__}"] = f"{type(error).__name__}: {error}"
-found["push"] = refusal(
-    EtaDDIMPipeline.from_pretrained(arguments["plain"]).save_pretrained,
-    Path(arguments["evil"]) / "code linked", push_to_hub=True
-)
+linked = Path(arguments["evil"]) / "config linked"
+found["scheduler by folder"] = refusal(EtaDDIMScheduler.from_pretrained, linked / "scheduler")
+found["scheduler by subfolder"] = refusal(EtaDDIMScheduler.from_pretrained, linked, subfolder="scheduler")
+pipe = EtaDDIMPipeline.from_pretrained(arguments["plain"])
+linked = Path(arguments["evil"]) / "code linked"
+found["push"] = refusal(pipe.save_pretrained, linked, push_to_hub=True)
+found["push of the scheduler"] = refusal(pipe.scheduler.save_pretrained, linked / "scheduler", push_to_hub=True)
 """
     found = fresh.run(script, home, evil=evil, plain=root / "plain")
     assert not sentinel.exists()
@@ -393,12 +413,11 @@ found["push"] = refusal(
     ("attack", "message"),
     [
         ("bin alone", "OSError: Unable to load weights"),
-        ("library outside", "trust_remote_code=True"),
-        ("class outside", "trust_remote_code=True"),
         ("shard outside", SHARD_OUTSIDE),
-        ("config is a string", "TypeError: `config` must be a dictionary"),
-        ("config is a list", "TypeError: `config` must be a dictionary"),
-        ("config linked", "not a valid JSON file"),
+        ("scheduler_config.json is a string", "a dictionary"),
+        ("scheduler_config.json is a list", "a dictionary"),
+        ("config linked", "scheduler_config.json leads out of its folder by a link"),
+        ("secret linked", "scheduler_config.json leads out of its folder by a link"),
     ],
 )
 def test_attack_is_refused(attacks, attack, message, loader):
@@ -407,16 +426,72 @@ def test_attack_is_refused(attacks, attack, message, loader):
     assert message in result
 
 
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("library outside", "leads out of its folder by 'scheduler': ['../../outside/evil', 'EtaDDIMScheduler']"),
+        ("class outside", "leads out of its folder by '_class_name': ['../outside/evil', 'EtaDDIMPipeline']"),
+        ("component outside", "leads out of its folder by '../outside': ['evil', 'EtaDDIMScheduler']"),
+        ("config.json is a string", "config.json must hold a dictionary, but holds '"),
+        ("config.json is a list", "config.json must hold a dictionary, but holds [{'eta': 0.0}]"),
+        ("model_index.json is a string", "model_index.json must hold a dictionary, but holds '"),
+        ("model_index.json is a list", "model_index.json must hold a dictionary, but holds [{'eta': 0.0}]"),
+        ("code linked", "ddim_scheduler.py leads out of its folder by a link"),
+        ("index linked", "model_index.json leads out of its folder by a link"),
+        ("weights linked", "diffusion_pytorch_model.safetensors leads out of its folder by a link"),
+        ("unet linked", "leads out of its folder by a link"),
+    ],
+)
+def test_attack_is_refused_by_our_class(attacks, attack, message):
+    """diffusers' own `DiffusionPipeline` reads these before any class of ours is asked."""
+    assert message in attacks[f"{attack} by EtaDDIMPipeline"]
+
+
+@pytest.mark.parametrize("attack", ["library outside", "class outside"])
+def test_generic_loader_runs_nothing_without_trust(attacks, attack):
+    assert "trust_remote_code=True" in attacks[f"{attack} by DiffusionPipeline"]
+
+
 @pytest.mark.parametrize("loader", ["EtaDDIMPipeline", "DiffusionPipeline"])
-@pytest.mark.parametrize("attack", ["bin beside safetensors", "component outside", "code linked", "weights linked"])
-def test_attack_is_harmless(attacks, expected, attack, loader):
-    """Loaded as it should be: no pickle and no code of the folder is run, a link is followed to weights alone."""
-    assert_same(attacks[f"{attack} by {loader}"], expected)
+@pytest.mark.parametrize("folder", ["bin beside safetensors", "linked within"])
+def test_harmless_folder_loads(attacks, expected, folder, loader):
+    """No pickle and no code of the folder is run."""
+    assert_same(attacks[f"{folder} by {loader}"], expected)
+
+
+@pytest.mark.parametrize("place", ["folder", "subfolder"])
+def test_scheduler_alone_refuses_a_link(attacks, place):
+    assert "scheduler_config.json leads out of its folder by a link" in attacks[f"scheduler by {place}"]
+
+
+def test_our_code_never_trusts(request):
+    """Nothing that is installed or copied passes `trust_remote_code`; users do."""
+    root = request.config.rootpath
+    for file in (
+        file for folder in ("ddim_scheduler", "pipelines", "examples") for file in (root / folder).glob("*.py")
+    ):
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        assert not [keyword for call in calls for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+
+
+def test_latent_diffusion_is_refused(unet, tmp_path):
+    """Its UNet alone would make noise; a component that is null does not matter."""
+    vqvae = VQModel(norm_num_groups=4, block_out_channels=(4,), latent_channels=1, num_vq_embeddings=4)
+    LDMPipeline(vqvae=vqvae, unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"model_index\.json has a component 'vqvae', which EtaDDIMPipeline .*LDMPipeline"
+    ):
+        EtaDDIMPipeline.from_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({**index, "vqvae": [None, None], "_ignore_files": ["unet/x"]})
+    )
+    assert type(EtaDDIMPipeline.from_pretrained(tmp_path)) is EtaDDIMPipeline
 
 
 def test_a_link_out_of_the_folder_is_not_uploaded(attacks):
-    assert attacks["push"].startswith("ValueError: `save_directory` holds ")
-    assert "ddim_scheduler.py, a link out of it" in attacks["push"]
+    for push in ("push", "push of the scheduler"):
+        assert "ddim_scheduler.py leads out of its folder by a link" in attacks[push]
 
 
 @pytest.mark.parametrize("first", SAVED)
