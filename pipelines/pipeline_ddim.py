@@ -293,7 +293,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         Reads the model_index.json of `from_pretrained`, which calls this before it loads anything.
 
         Raises:
-            ValueError: If the pipeline has a component that this one would leave out (the VAE of latent diffusion), if a
+            ValueError: If it has a component that this pipeline would leave out (the VAE of latent diffusion), if a
                 file or name leads out of the folder, or if a config is no dictionary: diffusers would take a string for
                 the name of another repository.
         """
@@ -312,8 +312,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 raise ValueError(f"{json_file} leads out of its folder by {name!r}: {value}.")
             if name not in (*components, "_class_name"):
                 raise ValueError(
-                    f"{json_file} has a component {name!r}, which {cls.__name__} does not use: load it by its own class, "
-                    f"{config.get('_class_name')}, and set the scheduler of that to an EtaDDIMScheduler."
+                    f"{json_file} has a component {name!r}, which {cls.__name__} does not use: load it by its own "
+                    f"class, {config.get('_class_name')}, and set the scheduler of that to an EtaDDIMScheduler."
                 )
         return config
 
