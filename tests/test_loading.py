@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -186,6 +187,34 @@ def test_builtin_scheduler_loads_our_config(with_package):
     assert np.abs(np.array(alphas_cumprod) - DDIMScheduler().alphas_cumprod.numpy()).max() < 1e-6
 
 
+def test_builtin_scheduler_keeps_our_settings(tmp_path):
+    """It uses those that it knows, and saves the others."""
+    settings = {"eta": 0.5, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing", "set_alpha_to_one": False}
+    ours = EtaDDIMScheduler(**settings, variance_type="sigma_hat", steps_offset=1, clip_sample=False)
+    ours.save_pretrained(tmp_path / "ours")
+    theirs = DDIMScheduler.from_pretrained(tmp_path / "ours")
+    assert settings.items() <= theirs.config.items()
+    assert (theirs.alphas_cumprod - ours.alphas_cumprod).abs().max() < 1e-6
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = EtaDDIMScheduler.from_pretrained(tmp_path / "theirs")
+    assert dict(again.config) | {"_use_default_values": None} == dict(ours.config) | {"_use_default_values": None}
+
+
+@pytest.mark.parametrize("settings", [{"timestep_spacing": "quadratic"}, {"beta_schedule": "sigmoid"}])
+def test_builtin_scheduler_refuses_what_it_has_not(tmp_path, settings):
+    EtaDDIMScheduler(**settings).save_pretrained(tmp_path)
+    with pytest.raises((ValueError, NotImplementedError), match=next(iter(settings.values()))):
+        DDIMScheduler.from_pretrained(tmp_path).set_timesteps(10)
+
+
+def test_builtin_pipeline_replaces_our_scheduler(root, tmp_path):
+    """diffusers' DDIMPipeline does so with every scheduler; the settings can be had back."""
+    EtaDDIMPipeline.from_pretrained(root / "plain", scheduler=EtaDDIMScheduler(eta=0.5)).save_pretrained(tmp_path)
+    pipe = DDIMPipeline.from_pretrained(tmp_path)
+    assert type(pipe.scheduler) is DDIMScheduler
+    assert EtaDDIMScheduler.from_config(pipe.scheduler.config).config.eta == 0.5
+
+
 @pytest.mark.parametrize(("name", "betas"), [("folders", "squaredcos_cap_v2"), ("flat", "linear")])
 def test_ddpm_repository_samples_by_ddim_at_once(with_package, unet, name, betas):
     pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(beta_schedule=betas))
@@ -197,7 +226,7 @@ def test_ddpm_repository_samples_by_ddim_at_once(with_package, unet, name, betas
     assert np.abs(np.array(images) - reference).max() < 1e-4
 
 
-def test_config_of_every_builtin_scheduler_loads_or_is_refused(with_package, schedulers_root):
+def test_config_of_every_builtin_scheduler_loads_or_is_refused(with_package, schedulers_root, record_property):
     names = [folder.name for folder in schedulers_root.iterdir()]
     assert len(names) > 30
     loaded, refused = [], []
@@ -214,6 +243,8 @@ def test_config_of_every_builtin_scheduler_loads_or_is_refused(with_package, sch
             assert np.abs(np.array(result) - theirs.alphas_cumprod.numpy()).max() < 1e-6, name
     assert {"DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"} <= set(loaded)
     assert "FlowMatchEulerDiscreteScheduler" in refused
+    record_property("configs that load", len(loaded))
+    record_property("configs that are refused", len(refused))
 
 
 # -------------------------------------------------------------------- without the package, and back, and once again
@@ -462,6 +493,30 @@ def test_harmless_folder_loads(attacks, expected, folder, loader):
 @pytest.mark.parametrize("place", ["folder", "subfolder"])
 def test_scheduler_alone_refuses_a_link(attacks, place):
     assert "scheduler_config.json leads out of its folder by a link" in attacks[f"scheduler by {place}"]
+
+
+def test_folder_in_the_cache_of_the_hub_loads(root, tmp_path):
+    """Its files are links to the repository's blobs, which may be links to blobs of the whole cache."""
+    snapshot = tmp_path / "models--me--digits/snapshots/0123"
+    blobs = tmp_path / "models--me--digits/blobs"
+    for number, file in enumerate(path for path in (root / "plain").rglob("*") if path.is_file()):
+        link = snapshot / file.relative_to(root / "plain")
+        for folder in (link.parent, blobs, tmp_path / "blobs/ab"):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "blobs/ab" / str(number) if number % 2 else blobs / str(number))
+        if number % 2:
+            (blobs / str(number)).symlink_to(f"../../blobs/ab/{number}")
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    for loaded in (
+        EtaDDIMPipeline.from_pretrained(snapshot).scheduler,
+        EtaDDIMScheduler.from_pretrained(snapshot, subfolder="scheduler"),
+        EtaDDIMScheduler.from_pretrained(snapshot / "scheduler"),
+    ):
+        assert SETTINGS.items() <= loaded.config.items()
+    (snapshot / "unet/config.json").unlink()
+    (snapshot / "unet/config.json").symlink_to(root / "plain/unet/config.json")
+    with pytest.raises(ValueError, match=r"unet/config\.json leads out of its folder"):
+        EtaDDIMPipeline.from_pretrained(snapshot)
 
 
 def test_our_code_never_trusts(request):
