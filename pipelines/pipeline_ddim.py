@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -381,9 +382,12 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         Raises:
             FileExistsError: If `save_directory` is a file.
+            TypeError: If `sample_image` is no picture.
             ValueError: For a push, before anything is written, if `private` is `True` and the repository is a public
                 one, or if the folder holds a link that leads out of it.
         """
+        if sample_image is not None and not isinstance(sample_image, PIL.Image.Image):
+            raise TypeError(f"`sample_image` must be a PIL image, but is {sample_image!r:.80}.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if push_to_hub:  # the checks come before the work
@@ -407,22 +411,20 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         if sample_image is not None:
             sample_image.save(folder / "sample.png")
-        card = folder / "README.md"
-        old = card.read_text(encoding="utf-8") if card.exists() else None
-        if (old is None or _is_signed(old)) and file_exists(repo_id, "README.md", token=token):
-            old = Path(hf_hub_download(repo_id, "README.md", token=token)).read_text(encoding="utf-8")
-        replaced = _weight_files(variant)
-        if old is None or _is_signed(old):
+        card, replaced = folder / "README.md", _weight_files(variant)
+        if (not card.exists() or _is_signed(card)) and file_exists(repo_id, "README.md", token=token):
+            shutil.copyfile(hf_hub_download(repo_id, "README.md", token=token), card)
+        if not card.exists() or _is_signed(card):
             record = folder / "training_args.json"
             if training_settings is None and record.is_file():
                 training_settings = json.loads(record.read_text())
-            if license is None and old is not None:
-                license = ModelCard(old).data.get("license")
-            old = _signed(self._model_card(folder, repo_id, variant, license, training_settings))
-            replaced.append("sample.png")
+            if license is None and card.exists():
+                license = ModelCard.load(card).data.get("license")
+            text = self._model_card(folder, repo_id, variant, license, training_settings)
+            card.write_text(_signed(text), encoding="utf-8")
+            replaced.append("sample.png")  # of the former model
         elif license is not None or training_settings is not None:
             logger.warning(f"{repo_id} has a README.md, which is kept: `license` and `training_settings` are not used.")
-        card.write_text(old, encoding="utf-8")
         return upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -551,7 +553,8 @@ def _signed(card: str) -> str:
     return f"{card}\n<!-- Written by ddim-scheduler and renewed with the model, unless it is changed. {checksum} -->\n"
 
 
-def _is_signed(card: str) -> bool:
+def _is_signed(path: Path) -> bool:
+    card = path.read_text(encoding="utf-8")
     return card == _signed(card.rpartition("\n<!--")[0])
 
 

@@ -80,7 +80,7 @@ found["same commit"] = commits[0].oid == commits[1].oid
 pipe.save_pretrained(files / "folder name", push_to_hub=True, repo_id="org/secret", private=True, variant="fp16")
 found["private again"] = pipe.push_to_hub("org/secret", private=True, variant="fp16").oid
 (files / "own").mkdir()
-(files / "own" / "README.md").write_text("---\\nlicense: mit\\n---\\nMy own words.\\n")
+(files / "own" / "README.md").write_bytes(b"---\\nlicense: mit\\n---\\r\\nMy own words.\\n")
 pipe.save_pretrained(files / "own", push_to_hub=True, license="apache-2.0")
 for name in ("checkpoint-5/optimizer.bin", "unfinished-checkpoint-6/x", "logs/events", "samples/step-5.png"):
     (files / "trained" / name).parent.mkdir(parents=True)
@@ -89,6 +89,7 @@ for name in ("checkpoint-5/optimizer.bin", "unfinished-checkpoint-6/x", "logs/ev
 pipe.save_pretrained(files / "trained", push_to_hub=True)
 found["public"] = refusal(pipe.push_to_hub, "me/digits", private=True)
 found["typing error"] = refusal(pipe.push_to_hub, "me/digits", licence="apache-2.0")
+found["no picture"] = refusal(pipe.push_to_hub, "me/digits", sample_image="sample.png")
 for name, changes in arguments["unusual"].items():
     unusual = EtaDDIMPipeline(UNet2DModel.from_config({**unet.config, **changes}), EtaDDIMScheduler())
     unusual.push_to_hub(f"me/{name}")
@@ -214,9 +215,10 @@ def test_another_model_replaces_the_weights(hub, pushed):
 
 
 def test_own_card_is_kept(hub, pushed):
-    assert files_of(hub, "me/own")["README.md"] == b"---\nlicense: mit\n---\nMy own words.\n"
+    assert files_of(hub, "me/own")["README.md"] == b"---\nlicense: mit\n---\r\nMy own words.\n"
     assert "has a README.md, which is kept: `license`" in pushed["stderr"]
     assert "TypeError" in pushed["typing error"]
+    assert pushed["no picture"] == "TypeError: `sample_image` must be a PIL image, but is 'sample.png'."
 
 
 def test_changed_card_is_kept(hub, folders, pushed):
