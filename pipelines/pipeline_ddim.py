@@ -288,36 +288,6 @@ class EtaDDIMPipeline(DiffusionPipeline):
             )
         return shape
 
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        """
-        Reads the model_index.json of `from_pretrained`, which calls this before it loads anything.
-
-        Raises:
-            ValueError: If it has a component that this pipeline would leave out (the VAE of latent diffusion), if a
-                file or name leads out of the folder, or if a config is no dictionary: diffusers would take a string for
-                the name of another repository.
-        """
-        folder, components = Path(json_file).parent, [*inspect.signature(cls).parameters]
-        paths = [path for path in folder.iterdir() if path.is_file()]
-        _check_links(folder, [*paths, *(path for name in components for path in (folder / name).glob("*"))])
-        for path in (folder / part / name for part in ("", *components) for name in CONFIG_NAMES):
-            _check_config_file(path)
-
-        config = super()._dict_from_json_file(json_file)
-        for name, value in config.items():
-            is_module = name == "_class_name" or not name.startswith("_")
-            if not is_module or not isinstance(value, list) or not any(value):  # [null, null] is one that is left out
-                continue
-            if any(isinstance(part, str) and Path(part).name != part for part in (name, *value)):
-                raise ValueError(f"{json_file} leads out of its folder by {name!r}: {value}.")
-            if name not in (*components, "_class_name"):
-                raise ValueError(
-                    f"{json_file} has a component {name!r}, which {cls.__name__} does not use: load it by its own "
-                    f"class, {config.get('_class_name')}, and set the scheduler of that to an EtaDDIMScheduler."
-                )
-        return config
-
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -454,6 +424,36 @@ class EtaDDIMPipeline(DiffusionPipeline):
             return self.save_pretrained(
                 folder, push_to_hub=True, repo_id=repo_id, commit_message=commit_message, **kwargs
             )
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """
+        Reads the model_index.json of `from_pretrained`, which calls this before it loads anything.
+
+        Raises:
+            ValueError: If it has a component that this pipeline would leave out (the VAE of latent diffusion), if a
+                file or name leads out of the folder, or if a config is no dictionary: diffusers would take a string for
+                the name of another repository.
+        """
+        folder, components = Path(json_file).parent, [*inspect.signature(cls).parameters]
+        paths = [path for path in folder.iterdir() if path.is_file()]
+        _check_links(folder, [*paths, *(path for name in components for path in (folder / name).glob("*"))])
+        for path in (folder / part / name for part in ("", *components) for name in CONFIG_NAMES):
+            _check_config_file(path)
+
+        config = super()._dict_from_json_file(json_file)
+        for name, value in config.items():
+            is_module = name == "_class_name" or not name.startswith("_")
+            if not is_module or not isinstance(value, list) or not any(value):  # [null, null] is one that is left out
+                continue
+            if any(isinstance(part, str) and Path(part).name != part for part in (name, *value)):
+                raise ValueError(f"{json_file} leads out of its folder by {name!r}: {value}.")
+            if name not in (*components, "_class_name"):
+                raise ValueError(
+                    f"{json_file} has a component {name!r}, which {cls.__name__} does not use: load it by its own "
+                    f"class, {config.get('_class_name')}, and set the scheduler of that to an EtaDDIMScheduler."
+                )
+        return config
 
     def _model_card(
         self,
