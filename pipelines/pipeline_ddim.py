@@ -36,8 +36,8 @@ from huggingface_hub import (
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-CONFIG_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 NOT_UPLOADED = ["checkpoint-*/*", "unfinished-*/*", "logs/*", ".*", "*/.*"]  # a training's own files, hidden ones
+CONFIG_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
@@ -535,7 +535,7 @@ def _check_config_file(path: Path):
         raise ValueError(f"{path} must hold a dictionary, but holds {content!r:.80}.")
 
 
-def _check_links(folder: Path, paths: Iterable[Path]):
+def _check_links(folder: Path, paths: Iterable[Path]):  # also in the scheduler's file: each must stand alone
     """Refuses paths that a link leads out of the folder. Files in the Hub's cache are links to its `blobs`."""
     roots = [folder.resolve()]
     for parent in folder.resolve().parents:
