@@ -426,7 +426,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
             )
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
         """
         Reads the model_index.json of `from_pretrained`, which calls this before it loads anything.
 
@@ -435,6 +435,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 file or name leads out of the folder, or if a config is no dictionary: diffusers would take a string for
                 the name of another repository.
         """
+        if any(kwargs.values()):  # in older diffusers, the entries of an archive instead of a folder
+            return super()._dict_from_json_file(json_file, **kwargs)
         folder, components = Path(json_file).parent, [*inspect.signature(cls).parameters]
         paths = [path for path in folder.iterdir() if path.is_file()]
         _check_links(folder, [*paths, *(path for name in components for path in (folder / name).glob("*"))])
