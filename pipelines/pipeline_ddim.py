@@ -342,7 +342,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 The licence of the weights for the card, `"apache-2.0"` for instance. If not given, that of the card of
                 an earlier push, or none.
             sample_image (`PIL.Image.Image`, *optional*):
-                A picture for the card, saved as `sample.png`. If not given, a `sample.png` that is in the folder.
+                A picture for the card, saved as `sample.png`. If not given, a `sample.png` that is in the folder. That
+                of an earlier push goes with its card.
             training_settings (`dict`, *optional*):
                 How the model was trained, for the card. If not given, a `training_args.json` that is in the folder, as
                 the training script writes it.
