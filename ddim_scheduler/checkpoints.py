@@ -60,7 +60,6 @@ NAMES = (
     ("to_v", "v"),
     ("to_out.0", "proj_out"),
 )
-NUM_LISTED = 5  # names of each kind that an error lists
 
 
 def load_official_checkpoint(
@@ -227,13 +226,11 @@ def _convert(weights: dict[str, torch.Tensor], unet: UNet2DModel, misfit: str) -
             wrong.append(f"{name} {(*weight.shape,)} instead of {shape}")
         else:
             converted[key] = weight.reshape(target.shape)
-    problems = []
-    for kind, names in (("missing", missing), ("extra", [*extra]), ("of wrong shape", wrong)):
-        if names:
-            more = f" and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
-            problems.append(f"{len(names)} {kind}: {', '.join(names[:NUM_LISTED])}{more}")
-    if problems:
-        raise ValueError(f"{misfit}: {'; '.join(problems)}.")
+    kinds = {"missing": missing, "extra": [*extra], "of wrong shape": wrong}
+    if any(kinds.values()):
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
+        lists = "".join(f"\n{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
+        raise ValueError(f"{misfit}: {counts}.{lists}")
     return converted
 
 

@@ -5,10 +5,12 @@
 This file needs diffusers, huggingface_hub, numpy and torch alone, so that it can be shipped inside a model repository.
 """
 
+import hashlib
 import importlib
 import inspect
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,12 +22,22 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import CommitInfo, ModelCardData, create_repo, file_exists, model_info, upload_folder
+from huggingface_hub import (
+    CommitInfo,
+    ModelCard,
+    ModelCardData,
+    create_repo,
+    file_exists,
+    hf_hub_download,
+    model_info,
+    upload_folder,
+)
 
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 NOT_UPLOADED = ["checkpoint-*/*", "unfinished-*/*", "logs/*", ".*", "*/.*"]  # a training's own files, hidden ones
+CONFIG_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:
@@ -313,8 +325,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
             push_to_hub (`bool`, defaults to `False`):
                 Whether to upload the folder to the Hub, with all that is in it but a training's checkpoints and logs.
                 The arguments below are for that, and a model card `README.md` is written with it: how to load the
-                model, with the number of steps that were set last, and the scheduler's settings. One that is in the
-                folder or in the repository already is kept, whoever wrote it. Hidden files are not uploaded.
+                model, with the number of steps that were set last, and the scheduler's settings. It takes the place of
+                a card that an earlier push wrote; one that a person wrote or changed, in the folder or in the
+                repository, is kept. Hidden files are not uploaded.
             repo_id (`str`, *optional*):
                 The repository; it is made if it is not there. In your namespace with the folder's name if not given.
             commit_message (`str`, *optional*):
@@ -326,9 +339,11 @@ class EtaDDIMPipeline(DiffusionPipeline):
             create_pr (`bool`, defaults to `False`):
                 Whether to open a pull request instead of committing.
             license (`str`, *optional*):
-                The licence of the weights for the card, `"apache-2.0"` for instance. None is named if not given.
+                The licence of the weights for the card, `"apache-2.0"` for instance. If not given, that of the card of
+                an earlier push, or none.
             sample_image (`PIL.Image.Image`, *optional*):
-                A picture for the card, saved as `sample.png`. If not given, a `sample.png` that is in the folder.
+                A picture for the card, saved as `sample.png`. If not given, a `sample.png` that is in the folder. That
+                of an earlier push goes with its card.
             training_settings (`dict`, *optional*):
                 How the model was trained, for the card. If not given, a `training_args.json` that is in the folder, as
                 the training script writes it.
@@ -338,15 +353,16 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         Raises:
             FileExistsError: If `save_directory` is a file.
+            TypeError: If `sample_image` is no picture.
             ValueError: For a push, before anything is written, if `private` is `True` and the repository is a public
                 one, or if the folder holds a link that leads out of it.
         """
+        if sample_image is not None and not isinstance(sample_image, PIL.Image.Image):
+            raise TypeError(f"`sample_image` must be a PIL image, but is {sample_image!r:.80}.")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         if push_to_hub:  # the checks come before the work
-            for path in folder.rglob("*"):
-                if not path.resolve().is_relative_to(folder.resolve()):
-                    raise ValueError(f"`save_directory` holds {path}, a link out of it, to {path.resolve()}.")
+            _check_links(folder, folder.rglob("*"))
             repo_id = create_repo(repo_id or folder.resolve().name, private=private, token=token, exist_ok=True).repo_id
             if private and not model_info(repo_id, token=token).private:
                 raise ValueError(f"`private` is True, but the repository {repo_id} is there already, and is public.")
@@ -366,19 +382,25 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         if sample_image is not None:
             sample_image.save(folder / "sample.png")
-        card = folder / "README.md"
-        if not card.exists() and not file_exists(repo_id, "README.md", token=token):
+        card, replaced = folder / "README.md", _weight_files(variant)
+        if (not card.exists() or _is_signed(card)) and file_exists(repo_id, "README.md", token=token):
+            shutil.copyfile(hf_hub_download(repo_id, "README.md", token=token), card)
+        if not card.exists() or _is_signed(card):
             record = folder / "training_args.json"
             if training_settings is None and record.is_file():
                 training_settings = json.loads(record.read_text())
-            card.write_text(self._model_card(folder, repo_id, variant, license, training_settings), encoding="utf-8")
+            if license is None and card.exists():
+                license = ModelCard.load(card).data.get("license")
+            text = self._model_card(folder, repo_id, variant, license, training_settings)
+            card.write_text(_signed(text), encoding="utf-8")
+            replaced.append("sample.png")  # of the former model
         elif license is not None or training_settings is not None:
             logger.warning(f"{repo_id} has a README.md, which is kept: `license` and `training_settings` are not used.")
         return upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             ignore_patterns=NOT_UPLOADED,
-            delete_patterns=_weight_files(variant),
+            delete_patterns=replaced,
             token=token,
             commit_message=commit_message or f"Upload {type(self).__name__}",
             create_pr=create_pr,
@@ -404,6 +426,38 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 folder, push_to_hub=True, repo_id=repo_id, commit_message=commit_message, **kwargs
             )
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
+        """
+        Reads the model_index.json of `from_pretrained`, which calls this before it loads anything.
+
+        Raises:
+            ValueError: If it has a component that this pipeline would leave out (the VAE of latent diffusion), if a
+                file or name leads out of the folder, or if a config is no dictionary: diffusers would take a string for
+                the name of another repository.
+        """
+        if any(kwargs.values()):  # in older diffusers, the entries of an archive instead of a folder
+            return super()._dict_from_json_file(json_file, **kwargs)
+        folder, components = Path(json_file).parent, [*inspect.signature(cls).parameters]
+        paths = [path for path in folder.iterdir() if path.is_file()]
+        _check_links(folder, [*paths, *(path for name in components for path in (folder / name).glob("*"))])
+        for path in (folder / part / name for part in ("", *components) for name in CONFIG_NAMES):
+            _check_config_file(path)
+
+        config = super()._dict_from_json_file(json_file)
+        for name, value in config.items():
+            is_module = name == "_class_name" or not name.startswith("_")
+            if not is_module or not isinstance(value, list) or not any(value):  # [null, null] is one that is left out
+                continue
+            if any(isinstance(part, str) and Path(part).name != part for part in (name, *value)):
+                raise ValueError(f"{json_file} leads out of its folder by {name!r}: {value}.")
+            if name not in (*components, "_class_name"):
+                raise ValueError(
+                    f"{json_file} has a component {name!r}, which {cls.__name__} does not use: load it by its own "
+                    f"class, {config.get('_class_name')}, and set the scheduler of that to an EtaDDIMScheduler."
+                )
+        return config
+
     def _model_card(
         self,
         folder: Path,
@@ -413,8 +467,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
         training_settings: dict[str, Any] | None,
     ) -> str:
         """The text of README.md. Its steps are those of the scheduler's last grid, if one was set."""
-        name, scheduler = type(self).__name__, self.scheduler
-        is_conditional = self.unet.class_embedding is not None
+        name, scheduler, unet = type(self).__name__, self.scheduler, self.unet
+        is_conditional = unet.class_embedding is not None
         metadata = ModelCardData(
             library_name="diffusers",
             pipeline_tag="unconditional-image-generation",
@@ -423,8 +477,17 @@ class EtaDDIMPipeline(DiffusionPipeline):
         )
         source = f'"{repo_id}"' if variant is None else f'"{repo_id}", variant="{variant}"'
         steps = scheduler.num_inference_steps or min(50, scheduler.config.num_train_timesteps)
-        labels = ", class_labels=[0] * 4" if is_conditional else ""
-        sampling = f"images = pipe(batch_size=4, num_inference_steps={steps}, seed=0{labels}).images"
+        arguments, imports, latents = f"batch_size=4, num_inference_steps={steps}, seed=0", "", ""
+        if is_conditional:
+            arguments += ", class_labels=[0] * 4"
+        if unet.config.in_channels not in (1, 3, 4):  # no picture
+            arguments += ', output_type="np"'
+        if unet.config.sample_size is None:
+            size = 8 * 2 ** (len(unet.config.block_out_channels) - 1)
+            imports = "import torch\n"
+            latents = f"latents = torch.randn(4, {unet.config.in_channels}, {size}, {size})  # any height and width\n"
+            arguments += ", latents=latents"
+        sampling = f"{latents}images = pipe({arguments}).images"
         settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and not isinstance(v, list)}
 
         # Line by line: in one long string, diffusers would take the lines that import something for this file's own.
@@ -436,13 +499,13 @@ class EtaDDIMPipeline(DiffusionPipeline):
             "[DDPM](https://arxiv.org/abs/2006.11239), sampled by [DDIM](https://arxiv.org/abs/2010.02502).",
             "## Use",
             "With the package ddim-scheduler:",
-            f"```python\nfrom {type(self).__module__} import {name}",
+            f"```python\n{imports}from {type(self).__module__} import {name}",
             f"pipe = {name}.from_pretrained({source})\n{sampling}\n```",
         ]
         if (folder / "pipeline.py").is_file():
             parts += [
                 "Without it, by the code in this repository. Read `pipeline.py` and `scheduler/` before you trust it:",
-                "```python\nfrom diffusers import DiffusionPipeline",
+                f"```python\n{imports}from diffusers import DiffusionPipeline",
                 f"pipe = DiffusionPipeline.from_pretrained(\n    {source}, "
                 f'custom_pipeline="pipeline", trust_remote_code=True\n)\n{sampling}\n```',
             ]
@@ -463,6 +526,39 @@ def _weight_files(variant: str | None) -> list[str]:
         *(f"{stem}{part}-?????-of-?????.{suffix}" for suffix in formats),
         *(f"{stem}.{suffix}.index{part}.json" for suffix in formats),
     ]
+
+
+def _check_config_file(path: Path):
+    """Refuses a file of JSON that is no dictionary. One that is not there, or is no JSON, diffusers names itself."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a dictionary, but holds {content!r:.80}.")
+
+
+def _check_links(folder: Path, paths: Iterable[Path]):  # also in the scheduler's file: each must stand alone
+    """Refuses paths that a link leads out of the folder. Files in the Hub's cache are links to its `blobs`."""
+    roots = [folder.resolve()]
+    for parent in folder.resolve().parents:
+        if parent.name == "snapshots":  # the repository's blobs, some of which are links to those of the whole cache
+            roots += [parent.parent / "blobs", parent.parent.parent / "blobs"]
+    for path in paths:
+        target = path.resolve()
+        if not any(target.is_relative_to(root) for root in roots):
+            raise ValueError(f"{path} leads out of its folder by a link, to {target}: put the file itself there.")
+
+
+def _signed(card: str) -> str:
+    """The card with a last line by which a later push knows that nobody changed it."""
+    checksum = hashlib.sha256(card.encode()).hexdigest()[:16]
+    return f"{card}\n<!-- Written by ddim-scheduler and renewed with the model, unless it is changed. {checksum} -->\n"
+
+
+def _is_signed(path: Path) -> bool:
+    card = path.read_text(encoding="utf-8")
+    return card == _signed(card.rpartition("\n<!--")[0])
 
 
 def _json_block(settings: dict[str, Any]) -> str:

@@ -14,6 +14,12 @@ pytestmark = pytest.mark.xdist_group("hub")  # one worker, so that the processes
 
 TOLERANCE = 1e-5  # not bit for bit: memory alignment changes torch's kernels
 README = Path(__file__).parents[1] / "README.md"
+UNUSUAL = {  # changes of the UNet, which a snippet must take into account
+    "classes": {"num_class_embeds": 10},
+    "timestep-classes": {"class_embed_type": "timestep"},
+    "two-channels": {"in_channels": 2, "out_channels": 2},
+    "any-size": {"sample_size": None},
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +44,8 @@ def run(hub, folders, script, with_package=True, offline=False, **arguments):
     return fresh.run(script, home, with_package, env, files=folders["files"], **arguments)
 
 
-def files_of(hub, repo):
-    return hub.repos[repo].at("main")[1]
+def files_of(hub, repo, revision="main"):
+    return hub.repos[repo].at(revision)[1]
 
 
 def python_snippets(text, mark="python"):
@@ -54,8 +60,13 @@ def assert_same(images, expected):
 def pushed(hub, folders, unet):
     """The first process: pushes in every way, loads some of it back. Yields what it found."""
     unet.save_pretrained(folders["files"] / "unet")
+    index = {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"], "unet": ["diffusers", "UNet2DModel"]}
+    for name, content in {"me/latent": index, "me/string": "me/digits"}.items():
+        hub.repos[name] = hub_server.Repo(private=False)
+        hub.repos[name].commit({"model_index.json": json.dumps(content).encode(), "unet/config.json": b"{}"})
     script = """
 from diffusers import UNet2DModel
+from huggingface_hub import upload_file
 files = Path(arguments["files"])
 unet = UNet2DModel.from_pretrained(files / "unet").eval()
 pipe = EtaDDIMPipeline(unet, EtaDDIMScheduler(timestep_spacing="trailing", eta=0.25))
@@ -64,12 +75,12 @@ picture = pipe(num_inference_steps=5, seed=0).images[0]
 
 # pipeline: by method, by `save_pretrained` of a Path, private, with a card that is there already
 card = {"license": "apache-2.0", "sample_image": picture, "training_settings": {"learning_rate": 1e-4, "steps": 3600}}
-commits = [pipe.push_to_hub("me/digits", **card), pipe.push_to_hub("me/digits")]
+commits = [pipe.push_to_hub("me/digits", **card) for _ in range(2)]
 found["same commit"] = commits[0].oid == commits[1].oid
 pipe.save_pretrained(files / "folder name", push_to_hub=True, repo_id="org/secret", private=True, variant="fp16")
 found["private again"] = pipe.push_to_hub("org/secret", private=True, variant="fp16").oid
 (files / "own").mkdir()
-(files / "own" / "README.md").write_text("---\\nlicense: mit\\n---\\nMy own words.\\n")
+(files / "own" / "README.md").write_bytes(b"---\\nlicense: mit\\n---\\r\\nMy own words.\\n")
 pipe.save_pretrained(files / "own", push_to_hub=True, license="apache-2.0")
 for name in ("checkpoint-5/optimizer.bin", "unfinished-checkpoint-6/x", "logs/events", "samples/step-5.png"):
     (files / "trained" / name).parent.mkdir(parents=True)
@@ -78,19 +89,30 @@ for name in ("checkpoint-5/optimizer.bin", "unfinished-checkpoint-6/x", "logs/ev
 pipe.save_pretrained(files / "trained", push_to_hub=True)
 found["public"] = refusal(pipe.push_to_hub, "me/digits", private=True)
 found["typing error"] = refusal(pipe.push_to_hub, "me/digits", licence="apache-2.0")
-conditional = UNet2DModel.from_config({**unet.config, "num_class_embeds": 10})
-EtaDDIMPipeline(conditional, EtaDDIMScheduler()).push_to_hub("me/classes")
+found["no picture"] = refusal(pipe.push_to_hub, "me/digits", sample_image="sample.png")
+for name, changes in arguments["unusual"].items():
+    unusual = EtaDDIMPipeline(UNet2DModel.from_config({**unet.config, **changes}), EtaDDIMScheduler())
+    unusual.push_to_hub(f"me/{name}")
 
 # another model into the same repository: other weights in another format
 pipe.push_to_hub("me/replaced", max_shard_size="40KB")
-EtaDDIMPipeline(conditional, EtaDDIMScheduler()).push_to_hub("me/replaced")
+unusual.push_to_hub("me/replaced")
 
-# scheduler
+# a card of ours that a person changed on the Hub, while the folder has it as it was
+pipe.save_pretrained(files / "changed", push_to_hub=True)
+changed = (files / "changed" / "README.md").read_text().replace("# changed", "# My digits").encode()
+upload_file(path_or_fileobj=changed, path_in_repo="README.md", repo_id="me/changed")
+unusual.save_pretrained(files / "changed", push_to_hub=True)
+
+# scheduler: alone, and into the repository of a pipeline
 scheduler = EtaDDIMScheduler(eta=0.5)
-scheduler.push_to_hub("me/scheduler", private=True)
+found["scheduler commits"] = [scheduler.push_to_hub("me/scheduler", private=True, license="mit").oid for _ in range(2)]
 scheduler.save_pretrained(files / "second-scheduler", push_to_hub=True)
-loaded = [EtaDDIMScheduler.from_pretrained(f"me/{name}") for name in ("scheduler", "second-scheduler")]
+scheduler.push_to_hub("me/replaced", subfolder="scheduler")
+places = [("me/scheduler", None), ("me/second-scheduler", None), ("me/replaced", "scheduler")]
+loaded = [EtaDDIMScheduler.from_pretrained(repo, subfolder=subfolder) for repo, subfolder in places]
 found["schedulers"] = [scheduler.config.eta for scheduler in loaded]
+found["public scheduler"] = refusal(scheduler.push_to_hub, "me/second-scheduler", private=True)
 
 # revisions: the first commit, and one that is not there
 scheduler = EtaDDIMScheduler(timestep_spacing="linspace")
@@ -100,9 +122,10 @@ for revision in (None, commits[0].oid):
     spacing = EtaDDIMPipeline.from_pretrained("me/digits", revision=revision).scheduler.config.timestep_spacing
     found[f"spacing at {'main' if revision is None else 'first'}"] = spacing
 found["no revision"] = refusal(EtaDDIMPipeline.from_pretrained, "me/digits", revision="v9")
-found["no repository"] = refusal(EtaDDIMPipeline.from_pretrained, "me/nothing")
+for name in ("nothing", "latent", "string"):
+    found[name] = refusal(EtaDDIMPipeline.from_pretrained, f"me/{name}")
 """
-    return run(hub, folders, script)
+    return run(hub, folders, script, unusual=UNUSUAL)
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +174,13 @@ found["images"] = sample(pipe)
 
 
 def test_push_uploads_weights_code_and_card(hub, pushed):
-    assert set(files_of(hub, "me/digits")) == {
+    assert set(files_of(hub, "me/digits", pushed["first commit"])) == {
         *("README.md", "model_index.json", "pipeline.py", "sample.png", "scheduler/ddim_scheduler.py"),
         *("scheduler/scheduler_config.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
     }
-    assert set(files_of(hub, "me/scheduler")) >= {"ddim_scheduler.py", "scheduler_config.json", "README.md"}
-    assert set(files_of(hub, "me/second-scheduler")) == {"ddim_scheduler.py", "scheduler_config.json"}
-    assert pushed["schedulers"] == [0.5, 0.5]
+    for name in ("scheduler", "second-scheduler"):
+        assert set(files_of(hub, f"me/{name}")) == {"ddim_scheduler.py", "scheduler_config.json", "README.md"}
+    assert pushed["schedulers"] == [0.5, 0.5, 0.5]
 
 
 def test_push_of_a_training_output_leaves_checkpoints_and_logs(hub, pushed):
@@ -176,12 +199,14 @@ def test_private_is_honoured(hub, pushed):
     assert hub.repos["org/secret"].private
     assert hub.repos["me/scheduler"].private
     assert not hub.repos["me/digits"].private
-    assert pushed["public"].startswith("ValueError: `private` is True, but the repository me/digits is there already")
+    for name, repo in {"public": "me/digits", "public scheduler": "me/second-scheduler"}.items():
+        assert pushed[name].startswith(f"ValueError: `private` is True, but the repository {repo} is there already")
 
 
 def test_push_of_the_same_changes_nothing(hub, pushed):
     assert pushed["same commit"]
     assert len(hub.repos["me/digits"].commits) == 3  # when it was made, the first push, the push of another scheduler
+    assert len(set(pushed["scheduler commits"])) == 1
 
 
 def test_another_model_replaces_the_weights(hub, pushed):
@@ -190,16 +215,48 @@ def test_another_model_replaces_the_weights(hub, pushed):
 
 
 def test_own_card_is_kept(hub, pushed):
-    assert files_of(hub, "me/own")["README.md"] == b"---\nlicense: mit\n---\nMy own words.\n"
+    assert files_of(hub, "me/own")["README.md"] == b"---\nlicense: mit\n---\r\nMy own words.\n"
     assert "has a README.md, which is kept: `license`" in pushed["stderr"]
     assert "TypeError" in pushed["typing error"]
+    assert pushed["no picture"] == "TypeError: `sample_image` must be a PIL image, but is 'sample.png'."
+
+
+def test_changed_card_is_kept(hub, folders, pushed):
+    card = files_of(hub, "me/changed")["README.md"].decode()
+    assert "# My digits\n" in card
+    assert (folders["files"] / "changed" / "README.md").read_text() == card
+
+
+def test_card_is_renewed_with_the_model(hub, pushed):
+    """What described the former model goes, the licence stays."""
+    files = files_of(hub, "me/digits")
+    card = files["README.md"].decode()
+    assert json.loads(python_snippets(card, "json")[0])["timestep_spacing"] == "linspace"
+    assert "license: apache-2.0\n" in card
+    assert "sample.png" in files_of(hub, "me/digits", pushed["first commit"])
+    for trace in ("sample.png", "## Training", "Timesteps of 5"):
+        assert trace not in card
+    assert "sample.png" not in files
+
+
+def test_scheduler_card(hub, pushed):
+    card = files_of(hub, "me/scheduler")["README.md"].decode()
+    assert re.match(r"---\nlibrary_name: diffusers\nlicense: mit\ntags:\n- ddim\n---\n\n# scheduler\n", card)
+    assert 'EtaDDIMScheduler.from_pretrained("me/scheduler")' in card
+    assert "# replaced\n" in files_of(hub, "me/replaced")["README.md"].decode()
 
 
 def test_revision(pushed):
     assert pushed["spacing at main"] == "linspace"
     assert pushed["spacing at first"] == "trailing"
     assert pushed["no revision"].startswith("OSError: Cannot load model me/digits")
-    assert pushed["no repository"].startswith("OSError: Cannot load model me/nothing")
+    assert pushed["nothing"].startswith("OSError: Cannot load model me/nothing")
+
+
+def test_wrong_repository_is_refused_before_it_is_downloaded(hub, pushed):
+    assert "model_index.json has a component 'vqvae', which EtaDDIMPipeline does not use" in pushed["latent"]
+    assert "model_index.json must hold a dictionary, but holds 'me/digits'" in pushed["string"]
+    assert not [line for line in hub.log if re.search("me/(latent|string)/.*config.json", line)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- load
@@ -253,10 +310,11 @@ found["images"] = sample(DiffusionPipeline.from_pretrained(folder, **trusting))
 
 
 def test_model_card(hub, pushed):
-    card = files_of(hub, "me/digits")["README.md"].decode()
+    files = files_of(hub, "me/digits", pushed["first commit"])
+    card = files["README.md"].decode()
     assert re.match(r"---\nlibrary_name: diffusers\nlicense: apache-2.0\npipeline_tag: [a-z-]+\ntags:\n- ddim\n", card)
     assert "![Samples](sample.png)" in card
-    assert files_of(hub, "me/digits")["sample.png"].startswith(b"\x89PNG")
+    assert files["sample.png"].startswith(b"\x89PNG")
     assert "Timesteps of 5 steps: 999, 799, 599, 399, 199." in card
     scheduler, training = (json.loads(block) for block in python_snippets(card, "json"))
     assert scheduler["timestep_spacing"] == "trailing"
@@ -271,9 +329,9 @@ def test_model_card(hub, pushed):
 
 def test_snippets_of_card_and_readme(hub, folders, pushed):
     """They run as they stand: those for the package with it, the others without it."""
-    card = files_of(hub, "me/digits")["README.md"].decode()
-    with_package, without_package = python_snippets(card)
-    conditional, _ = python_snippets(files_of(hub, "me/classes")["README.md"].decode())
+    cards = {name: files_of(hub, f"me/{name}")["README.md"].decode() for name in ("digits", *UNUSUAL)}
+    with_package, without_package = zip(*(python_snippets(card) for card in cards.values()), strict=True)
+    (scheduler,) = python_snippets(files_of(hub, "me/scheduler")["README.md"].decode())
     share, use = python_snippets(README.read_text(), "python hub")
     run_snippets = """
 import os
@@ -281,12 +339,13 @@ os.chdir(arguments["files"])
 for snippet in arguments["snippets"]:
     names = {}
     exec(snippet, names)
-    found.setdefault("kinds", []).append(f"{type(names['pipe']).__name__} {len(names.get('images', []))}")
+    loaded = names.get("pipe", names.get("scheduler"))
+    found.setdefault("kinds", []).append(f"{type(loaded).__name__} {len(names.get('images', []))}")
 """
     prepare = "EtaDDIMPipeline.from_pretrained('me/digits').save_pretrained(arguments['files'] + '/outputs/digits')\n"
-    found = run(hub, folders, prepare + run_snippets, snippets=[with_package, conditional, share])
-    assert found["kinds"] == ["EtaDDIMPipeline 4", "EtaDDIMPipeline 4", "EtaDDIMPipeline 0"]
+    found = run(hub, folders, prepare + run_snippets, snippets=[*with_package, scheduler, share])
+    assert found["kinds"] == [*["EtaDDIMPipeline 4"] * len(cards), "EtaDDIMScheduler 0", "EtaDDIMPipeline 0"]
     assert hub.repos["your-name/digits"].private
     assert "sample.png" in files_of(hub, "your-name/digits")
-    found = run(hub, folders, run_snippets, with_package=False, snippets=[without_package, use])
-    assert found["kinds"] == ["EtaDDIMPipeline 4", "EtaDDIMPipeline 16"]
+    found = run(hub, folders, run_snippets, with_package=False, snippets=[without_package[0], without_package[-1], use])
+    assert found["kinds"] == ["EtaDDIMPipeline 4", "EtaDDIMPipeline 4", "EtaDDIMPipeline 16"]

@@ -1,14 +1,25 @@
 """Saving and loading of local folders: every load in a process that did not save, with the package and without it."""
 
+import ast
 import inspect
 import json
+import os
 import shutil
+from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, SchedulerMixin
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    SchedulerMixin,
+    VQModel,
+)
 from packaging.version import Version
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
@@ -176,6 +187,34 @@ def test_builtin_scheduler_loads_our_config(with_package):
     assert np.abs(np.array(alphas_cumprod) - DDIMScheduler().alphas_cumprod.numpy()).max() < 1e-6
 
 
+def test_builtin_scheduler_keeps_our_settings(tmp_path):
+    """It uses those that it knows, and saves the others."""
+    settings = {"eta": 0.5, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing", "set_alpha_to_one": False}
+    ours = EtaDDIMScheduler(**settings, variance_type="sigma_hat", steps_offset=1, clip_sample=False)
+    ours.save_pretrained(tmp_path / "ours")
+    theirs = DDIMScheduler.from_pretrained(tmp_path / "ours")
+    assert settings.items() <= theirs.config.items()
+    assert (theirs.alphas_cumprod - ours.alphas_cumprod).abs().max() < 1e-6
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = EtaDDIMScheduler.from_pretrained(tmp_path / "theirs")
+    assert dict(again.config) | {"_use_default_values": None} == dict(ours.config) | {"_use_default_values": None}
+
+
+@pytest.mark.parametrize("settings", [{"timestep_spacing": "quadratic"}, {"beta_schedule": "sigmoid"}])
+def test_builtin_scheduler_refuses_what_it_has_not(tmp_path, settings):
+    EtaDDIMScheduler(**settings).save_pretrained(tmp_path)
+    with pytest.raises((ValueError, NotImplementedError), match=next(iter(settings.values()))):
+        DDIMScheduler.from_pretrained(tmp_path).set_timesteps(10)
+
+
+def test_builtin_pipeline_replaces_our_scheduler(root, tmp_path):
+    """diffusers' DDIMPipeline does so with every scheduler; the settings can be had back."""
+    EtaDDIMPipeline.from_pretrained(root / "plain", scheduler=EtaDDIMScheduler(eta=0.5)).save_pretrained(tmp_path)
+    pipe = DDIMPipeline.from_pretrained(tmp_path)
+    assert type(pipe.scheduler) is DDIMScheduler
+    assert EtaDDIMScheduler.from_config(pipe.scheduler.config).config.eta == 0.5
+
+
 @pytest.mark.parametrize(("name", "betas"), [("folders", "squaredcos_cap_v2"), ("flat", "linear")])
 def test_ddpm_repository_samples_by_ddim_at_once(with_package, unet, name, betas):
     pipe = DDIMPipeline(unet=unet, scheduler=DDIMScheduler(beta_schedule=betas))
@@ -187,7 +226,7 @@ def test_ddpm_repository_samples_by_ddim_at_once(with_package, unet, name, betas
     assert np.abs(np.array(images) - reference).max() < 1e-4
 
 
-def test_config_of_every_builtin_scheduler_loads_or_is_refused(with_package, schedulers_root):
+def test_config_of_every_builtin_scheduler_loads_or_is_refused(with_package, schedulers_root, record_property):
     names = [folder.name for folder in schedulers_root.iterdir()]
     assert len(names) > 30
     loaded, refused = [], []
@@ -204,6 +243,8 @@ def test_config_of_every_builtin_scheduler_loads_or_is_refused(with_package, sch
             assert np.abs(np.array(result) - theirs.alphas_cumprod.numpy()).max() < 1e-6, name
     assert {"DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"} <= set(loaded)
     assert "FlowMatchEulerDiscreteScheduler" in refused
+    record_property("configs that load", len(loaded))
+    record_property("configs that are refused", len(refused))
 
 
 # -------------------------------------------------------------------- without the package, and back, and once again
@@ -362,23 +403,33 @@ def attacks(home, root, ddpm_root, tmp_path_factory):
     edit(attack("component outside") / index, **{"../outside": ["evil", "EtaDDIMScheduler"]})
     shards = attack("shard outside", "sharded") / "unet/diffusion_pytorch_model.safetensors.index.json"
     edit(shards, weight_map=dict.fromkeys(json.loads(shards.read_text())["weight_map"], "../../outside/weights"))
-    for name, content in {"string": str(root / "plain/scheduler"), "list": [{"eta": 0.0}]}.items():
-        (attack(f"config is a {name}") / "scheduler/scheduler_config.json").write_text(json.dumps(content))
-    link(attack("config linked") / "scheduler/scheduler_config.json", outside / "secret.txt")
+    for file in ("scheduler/scheduler_config.json", "unet/config.json", "model_index.json"):
+        for name, content in {"string": str((root / "plain" / file).parent), "list": [{"eta": 0.0}]}.items():
+            (attack(f"{Path(file).name} is a {name}") / file).write_text(json.dumps(content))
+    link(attack("secret linked") / "scheduler/scheduler_config.json", outside / "secret.txt")
+    link(attack("config linked") / "scheduler/scheduler_config.json", root / "plain/scheduler/scheduler_config.json")
+    link(attack("index linked") / "model_index.json", root / "plain/model_index.json")
     link(attack("code linked") / "scheduler/ddim_scheduler.py", outside / "evil.py")
     link(attack("weights linked") / "unet/diffusion_pytorch_model.safetensors", outside / "weights")
+    shutil.rmtree(attack("unet linked") / "unet")
+    (evil / "unet linked" / "unet").symlink_to(root / "plain/unet")
+    shutil.move(attack("linked within") / "unet/config.json", evil / "linked within" / "config of the unet.json")
+    (evil / "linked within" / "unet/config.json").symlink_to("../config of the unet.json")
     script = """
-from ddim_scheduler import EtaDDIMPipeline
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 for folder in sorted(Path(arguments["evil"]).iterdir()):
     for cls in (EtaDDIMPipeline, DiffusionPipeline):
         try:
             found[f"{folder.name} by {cls.__name__}"] = sample(cls.from_pretrained(folder))
         except Exception as error:
             found[f"{folder.name} by {cls.__name__}"] = f"{type(error).__name__}: {error}"
-found["push"] = refusal(
-    EtaDDIMPipeline.from_pretrained(arguments["plain"]).save_pretrained,
-    Path(arguments["evil"]) / "code linked", push_to_hub=True
-)
+linked = Path(arguments["evil"]) / "config linked"
+found["scheduler by folder"] = refusal(EtaDDIMScheduler.from_pretrained, linked / "scheduler")
+found["scheduler by subfolder"] = refusal(EtaDDIMScheduler.from_pretrained, linked, subfolder="scheduler")
+pipe = EtaDDIMPipeline.from_pretrained(arguments["plain"])
+linked = Path(arguments["evil"]) / "code linked"
+found["push"] = refusal(pipe.save_pretrained, linked, push_to_hub=True)
+found["push of the scheduler"] = refusal(pipe.scheduler.save_pretrained, linked / "scheduler", push_to_hub=True)
 """
     found = fresh.run(script, home, evil=evil, plain=root / "plain")
     assert not sentinel.exists()
@@ -393,12 +444,11 @@ found["push"] = refusal(
     ("attack", "message"),
     [
         ("bin alone", "OSError: Unable to load weights"),
-        ("library outside", "trust_remote_code=True"),
-        ("class outside", "trust_remote_code=True"),
         ("shard outside", SHARD_OUTSIDE),
-        ("config is a string", "TypeError: `config` must be a dictionary"),
-        ("config is a list", "TypeError: `config` must be a dictionary"),
-        ("config linked", "not a valid JSON file"),
+        ("scheduler_config.json is a string", "a dictionary"),
+        ("scheduler_config.json is a list", "a dictionary"),
+        ("config linked", "scheduler_config.json leads out of its folder by a link"),
+        ("secret linked", "scheduler_config.json leads out of its folder by a link"),
     ],
 )
 def test_attack_is_refused(attacks, attack, message, loader):
@@ -407,16 +457,96 @@ def test_attack_is_refused(attacks, attack, message, loader):
     assert message in result
 
 
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("library outside", "leads out of its folder by 'scheduler': ['../../outside/evil', 'EtaDDIMScheduler']"),
+        ("class outside", "leads out of its folder by '_class_name': ['../outside/evil', 'EtaDDIMPipeline']"),
+        ("component outside", "leads out of its folder by '../outside': ['evil', 'EtaDDIMScheduler']"),
+        ("config.json is a string", "config.json must hold a dictionary, but holds '"),
+        ("config.json is a list", "config.json must hold a dictionary, but holds [{'eta': 0.0}]"),
+        ("model_index.json is a string", "model_index.json must hold a dictionary, but holds '"),
+        ("model_index.json is a list", "model_index.json must hold a dictionary, but holds [{'eta': 0.0}]"),
+        ("code linked", "ddim_scheduler.py leads out of its folder by a link"),
+        ("index linked", "model_index.json leads out of its folder by a link"),
+        ("weights linked", "diffusion_pytorch_model.safetensors leads out of its folder by a link"),
+        ("unet linked", "leads out of its folder by a link"),
+    ],
+)
+def test_attack_is_refused_by_our_class(attacks, attack, message):
+    """diffusers' own `DiffusionPipeline` reads these before any class of ours is asked."""
+    assert message in attacks[f"{attack} by EtaDDIMPipeline"]
+
+
+@pytest.mark.parametrize("attack", ["library outside", "class outside"])
+def test_generic_loader_runs_nothing_without_trust(attacks, attack):
+    assert "trust_remote_code=True" in attacks[f"{attack} by DiffusionPipeline"]
+
+
 @pytest.mark.parametrize("loader", ["EtaDDIMPipeline", "DiffusionPipeline"])
-@pytest.mark.parametrize("attack", ["bin beside safetensors", "component outside", "code linked", "weights linked"])
-def test_attack_is_harmless(attacks, expected, attack, loader):
-    """Loaded as it should be: no pickle and no code of the folder is run, a link is followed to weights alone."""
-    assert_same(attacks[f"{attack} by {loader}"], expected)
+@pytest.mark.parametrize("folder", ["bin beside safetensors", "linked within"])
+def test_harmless_folder_loads(attacks, expected, folder, loader):
+    """No pickle and no code of the folder is run."""
+    assert_same(attacks[f"{folder} by {loader}"], expected)
+
+
+@pytest.mark.parametrize("place", ["folder", "subfolder"])
+def test_scheduler_alone_refuses_a_link(attacks, place):
+    assert "scheduler_config.json leads out of its folder by a link" in attacks[f"scheduler by {place}"]
+
+
+def test_folder_in_the_cache_of_the_hub_loads(root, tmp_path):
+    """Its files are links to the repository's blobs, which may be links to blobs of the whole cache."""
+    snapshot = tmp_path / "models--me--digits/snapshots/0123"
+    blobs = tmp_path / "models--me--digits/blobs"
+    for number, file in enumerate(path for path in (root / "plain").rglob("*") if path.is_file()):
+        link = snapshot / file.relative_to(root / "plain")
+        for folder in (link.parent, blobs, tmp_path / "blobs/ab"):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "blobs/ab" / str(number) if number % 2 else blobs / str(number))
+        if number % 2:
+            (blobs / str(number)).symlink_to(f"../../blobs/ab/{number}")
+        link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    for loaded in (
+        EtaDDIMPipeline.from_pretrained(snapshot).scheduler,
+        EtaDDIMScheduler.from_pretrained(snapshot, subfolder="scheduler"),
+        EtaDDIMScheduler.from_pretrained(snapshot / "scheduler"),
+    ):
+        assert SETTINGS.items() <= loaded.config.items()
+    (snapshot / "unet/config.json").unlink()
+    (snapshot / "unet/config.json").symlink_to(root / "plain/unet/config.json")
+    with pytest.raises(ValueError, match=r"unet/config\.json leads out of its folder"):
+        EtaDDIMPipeline.from_pretrained(snapshot)
+
+
+def test_our_code_never_trusts(request):
+    """Nothing that is installed or copied passes `trust_remote_code`; users do."""
+    root = request.config.rootpath
+    for file in (
+        file for folder in ("ddim_scheduler", "pipelines", "examples") for file in (root / folder).glob("*.py")
+    ):
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        assert not [keyword for call in calls for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+
+
+def test_latent_diffusion_is_refused(unet, tmp_path):
+    """Its UNet alone would make noise; a component that is null does not matter."""
+    vqvae = VQModel(norm_num_groups=4, block_out_channels=(4,), latent_channels=1, num_vq_embeddings=4)
+    LDMPipeline(vqvae=vqvae, unet=unet, scheduler=DDIMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"model_index\.json has a component 'vqvae', which EtaDDIMPipeline .*LDMPipeline"
+    ):
+        EtaDDIMPipeline.from_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({**index, "vqvae": [None, None], "_ignore_files": ["unet/x"]})
+    )
+    assert type(EtaDDIMPipeline.from_pretrained(tmp_path)) is EtaDDIMPipeline
 
 
 def test_a_link_out_of_the_folder_is_not_uploaded(attacks):
-    assert attacks["push"].startswith("ValueError: `save_directory` holds ")
-    assert "ddim_scheduler.py, a link out of it" in attacks["push"]
+    for push in ("push", "push of the scheduler"):
+        assert "ddim_scheduler.py leads out of its folder by a link" in attacks[push]
 
 
 @pytest.mark.parametrize("first", SAVED)
