@@ -169,7 +169,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         Args:
             batch_size (`int`, *optional*):
-                Number B of images, at least 1. If not given, that of `latents`, of `image`, or 1.
+                Number B of images, at least 1. If not given, that of `latents`, `image` or `class_labels`, or 1.
             num_inference_steps (`int`, defaults to 50):
                 Number N of steps, at least 1. Not used if `timesteps` are given.
             eta (`float`, *optional*):
@@ -271,7 +271,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
             generator = image_generators(seed, range(shape[0]))
 
         # 1. the grid: on the host for the scheduler, on the device for the model, so that no step makes the host wait
-        self._set_timesteps(num_inference_steps, timesteps)
+        self._set_timesteps(num_inference_steps, timesteps, method)
         num_steps = max(1, round(strength * len(self.scheduler.timesteps)))
         grid = self.scheduler.timesteps[-num_steps:]
         steps = list(zip(grid, grid.to(device), [*grid[1:].tolist(), -1], strict=True))
@@ -338,7 +338,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         image: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor,
         num_inference_steps: int = 50,
         method: str = "fixed_point",
-        tolerance: float = 5e-7,
+        tolerance: float = 1e-7,
         max_iterations: int = 30,
         timesteps: list[int] | None = None,
         eta: float = 1.0,
@@ -370,7 +370,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 `"noise_record"`: for a call with the same `eta` and with `variance_noise`: each x_t is the image with
                 noise of its own (https://arxiv.org/abs/2304.06140), and the z of each step is what leads from one to
                 the next; exact, but for the step to x_0, which is a fixed point.
-            tolerance (`float`, defaults to 5e-7):
+            tolerance (`float`, defaults to 1e-7):
                 Root mean square of the residual x_s - f(x_t) at which an image's step is solved, positive.
             max_iterations (`int`, defaults to 30):
                 Largest number of iterations of a step, at least 1. With 1, the plain inversion and its residual.
@@ -417,7 +417,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         # 1. the grid, upwards from x_0: each t with the level s below it
         device = self._execution_device
-        self._set_timesteps(num_inference_steps, timesteps)
+        self._set_timesteps(num_inference_steps, timesteps, method)
         ascending = self.scheduler.timesteps.flip(0)
         steps = list(zip(ascending, ascending.to(device), [-1, *ascending[:-1].tolist()], strict=True))
         sample = 2 * sample.to(device) - 1
@@ -560,11 +560,14 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
     # --------------------------------------------------------------------------------------- steps of the loops above
 
-    def _set_timesteps(self, num_inference_steps: int, timesteps: list[int] | None):
+    def _set_timesteps(self, num_inference_steps: int, timesteps: list[int] | None, method: str):
         if timesteps is None:
             self.scheduler.set_timesteps(num_inference_steps)
         else:
             self.scheduler.set_timesteps(timesteps=timesteps)
+        first = self.scheduler.timesteps[0]
+        if method == "o_belm" and self._alpha_cumprod(first) == 0:
+            raise ValueError(f"`method` 'o_belm' cannot start at timestep {first}, where there is no signal.")
 
     def _predict(self, latents, t, t_on_device, class_labels, guidance_scale) -> torch.Tensor:
         """What the UNet returns for x_t, with classifier-free guidance."""
@@ -643,7 +646,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
         if mask is not None:
             mask = _to_tensor("mask", mask, 1)
         if batch_size is None:
-            batch_size = max(len(tensor) for tensor in (latents, image, [None]) if tensor is not None)
+            labels = [] if class_labels is None else torch.as_tensor(class_labels).reshape(-1)
+            batch_size = max(len(given) for given in ([None], latents, image, labels) if given is not None)
         _check_randomness(seed, generator, batch_size)
 
         size = self._image_size(height, width, latents)

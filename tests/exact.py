@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 
 import torch
+from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
 
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]
 
@@ -45,6 +47,18 @@ def empirical(data: torch.Tensor) -> Denoiser:
     return denoise
 
 
+def gaussian_mixture(means: torch.Tensor, std: float) -> Denoiser:
+    """E[x_0 | x_t] if x_0 is a row of `means` (K, ...), each as likely as the others, plus N(0, std^2 I)."""
+
+    def denoise(x_t, alpha_bar):
+        alpha, variance = math.sqrt(alpha_bar), alpha_bar * std**2 + 1 - alpha_bar
+        distances = (x_t[:, None] - alpha * means[None]).flatten(2).square().sum(2)
+        mean = torch.einsum("bk,k...->b...", torch.softmax(-distances / (2 * variance), dim=1), means)
+        return mean + alpha * std**2 / variance * (x_t - alpha * mean)
+
+    return denoise
+
+
 def model_output(prediction_type: str, x_0: torch.Tensor, x_t: torch.Tensor, alpha_bar: float) -> torch.Tensor:
     """What a model of that kind returns if it denoises x_t to x_0."""
     alpha, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
@@ -69,3 +83,17 @@ def sample(scheduler, denoiser: Denoiser, x: torch.Tensor, bars: torch.Tensor, p
         output = model_output(prediction_type, x_0, x.double(), alpha_bar).to(x.dtype)
         x = scheduler.step(output, t, x, **kwargs).prev_sample
     return x
+
+
+class ExactUNet(UNet2DModel):
+    """A UNet whose output is that of `denoiser`, as a model of the kind `prediction_type` gives it."""
+
+    denoiser: Denoiser
+    prediction_type = "epsilon"
+    bars = alphas_cumprod()
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        bar = self.bars[int(timestep)].item()
+        x_t = sample.double()
+        output = model_output(self.prediction_type, self.denoiser(x_t, bar), x_t, bar)
+        return UNet2DOutput(sample=output.to(sample.dtype))
