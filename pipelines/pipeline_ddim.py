@@ -338,7 +338,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         image: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor,
         num_inference_steps: int = 50,
         method: str = "fixed_point",
-        tolerance: float = 1e-7,
+        tolerance: float = 2e-7,
         max_iterations: int = 30,
         timesteps: list[int] | None = None,
         eta: float = 1.0,
@@ -370,7 +370,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 `"noise_record"`: for a call with the same `eta` and with `variance_noise`: each x_t is the image with
                 noise of its own (https://arxiv.org/abs/2304.06140), and the z of each step is what leads from one to
                 the next; exact, but for the step to x_0, which is a fixed point.
-            tolerance (`float`, defaults to 1e-7):
+            tolerance (`float`, defaults to 2e-7):
                 Root mean square of the residual x_s - f(x_t) at which an image's step is solved, positive.
             max_iterations (`int`, defaults to 30):
                 Largest number of iterations of a step, at least 1. With 1, the plain inversion and its residual.
@@ -646,7 +646,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         if mask is not None:
             mask = _to_tensor("mask", mask, 1)
         if batch_size is None:
-            labels = [] if class_labels is None else torch.as_tensor(class_labels).reshape(-1)
+            labels: Any = None if class_labels is None else torch.as_tensor(class_labels).reshape(-1)
             batch_size = max(len(given) for given in ([None], latents, image, labels) if given is not None)
         _check_randomness(seed, generator, batch_size)
 

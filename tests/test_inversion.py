@@ -300,7 +300,7 @@ def test_what_could_not_be_solved_is_reported(mixture, caplog):
     try:
         found = pipe.invert(images, 3)
         assert found.residuals.shape == (3, 16)
-        unsolved = int((found.residuals > 1e-7).sum())
+        unsolved = int((found.residuals > 2e-7).sum())
         assert unsolved > 0
         assert f"{unsolved} of 3 x 16 steps are not solved" in caplog.text
         caplog.clear()
