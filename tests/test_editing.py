@@ -1,6 +1,8 @@
 """The pipeline's start image, mask, guidance, sizes, given noise and interpolation."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -11,6 +13,10 @@ from diffusers import DDIMScheduler, UNet2DModel
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
 
 import exact
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import invert_and_interpolate
 
 MEAN, STD = 0.1, 0.4
 SMALL = {
@@ -399,3 +405,53 @@ def test_scheduler_of_diffusers_lacks_what_ours_has(unet):
     image = images_of(1, 1, 16, 16)
     edited = pipe(image=image, mask=image.round(), num_resamples=2, **settings).images
     assert ((edited - image) * (1 - image.round())).abs().max() < 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------------- the example
+
+
+def folder_of_images(folder, number):
+    (folder / "a").mkdir(parents=True)
+    for k, image in enumerate(images_of(number, 20, 14)):
+        PIL.Image.fromarray((255 * image).byte().numpy()).save(folder / "a" / f"{k}.png")
+    return folder
+
+
+def test_example_writes_the_pictures(pipeline, tmp_path, capsys):
+    pipeline.scheduler = EtaDDIMScheduler(num_train_timesteps=20)
+    pipeline.save_pretrained(tmp_path / "model")
+    folder, output = folder_of_images(tmp_path / "images", 6), tmp_path / "output"
+    arguments = f"{tmp_path / 'model'} {folder} --output_dir {output} --num_inference_steps 2 3"
+    arguments += " --num_images 4 --num_reconstructed 5 --batch_size 3 --device cpu"
+    assert invert_and_interpolate.main(arguments.split()) == output
+    sizes = {path.stem: PIL.Image.open(path).size for path in output.glob("*.png")}
+    assert sizes == {
+        "consistency": (4 * 32, 3 * 32),
+        "editing": (4 * 32, 6 * 32),
+        "interpolation": (8 * 32, 4 * 32),
+        "interpolation_grid": (6 * 32, 6 * 32),
+        "reconstruction": (4 * 32, 3 * 32),
+    }
+    printed = capsys.readouterr().out
+    assert "S = 3: RMS distance" in printed
+    errors = {line.split("|")[2].strip(): line.split("|")[3] for line in printed.splitlines() if "|    3 |" in line}
+    assert float(errors["o_belm"]) < 1e-12
+    assert [*errors] == ["plain", "fixed_point", "o_belm"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--num_images 3", "--num_reconstructed 2", "--batch_size 0", "--num_inference_steps 20 10", "--scale 0"],
+)
+def test_example_refuses(arguments, capsys):
+    with pytest.raises(SystemExit):
+        invert_and_interpolate.main(["nowhere", "nothing", *arguments.split()])
+    assert arguments.split()[0] in capsys.readouterr().err
+
+
+def test_example_refuses_a_folder_of_too_few_images(pipeline, tmp_path, capsys):
+    pipeline.save_pretrained(tmp_path / "model")
+    folder = folder_of_images(tmp_path / "images", 3)
+    with pytest.raises(SystemExit):
+        invert_and_interpolate.main([str(tmp_path / "model"), str(folder), "--device", "cpu"])
+    assert "100 images are asked for" in capsys.readouterr().err
