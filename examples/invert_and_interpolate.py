@@ -6,8 +6,8 @@ Shows with a saved pipeline what an implicit model is for: the paper's sections 
     python examples/invert_and_interpolate.py outputs/digits data/digits/test --output_dir outputs/inversion
 
 It writes `consistency.png` (the same x_T by different numbers of steps), `interpolation.png`, `interpolation_grid.png`,
-`reconstruction.png` (images, and what plain and fixed-point inversion give back) and `editing.png`, and prints the
-reconstruction error of each number of steps as the paper's Table 2 does.
+`editing.png` and `reconstruction.png` (images, and what each inversion gives back with the smallest number of steps), and
+prints the reconstruction error of each number of steps as the paper's Table 2 does.
 """
 
 import argparse
@@ -21,6 +21,9 @@ from diffusers.utils import make_image_grid
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
 
+PICTURE_STEPS = 50  # of interpolation and editing
+PARTS = ("consistency", "interpolation", "editing", "reconstruction")
+METHODS = ("plain", "fixed_point", "o_belm")
 EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
@@ -69,8 +72,7 @@ def interpolation(
     pipeline: EtaDDIMPipeline, unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argparse.Namespace
 ):
     print("Interpolation: rows between two seeds, between two images of the folder; a grid between four seeds")
-    steps = args.num_inference_steps[-1]
-    settings = {"num_inference_steps": steps, "output_type": "pt"}
+    settings = {"num_inference_steps": PICTURE_STEPS, "output_type": "pt"}
     rows = [pipeline.interpolate(args.seed + k, args.seed + k + 1, 8, **settings).images for k in (0, 2)]
     array = images[:4].permute(0, 2, 3, 1).numpy()
     rows += unclipped.interpolate(array[:2], array[2:], 8, **settings).images.chunk(2)
@@ -92,7 +94,7 @@ def reconstruction(unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argpa
     print("  |    S | method      | error   | calls | latents |")
     shown = [images[: args.num_images]]
     for steps in args.num_inference_steps:
-        for method in ("plain", "fixed_point", "o_belm"):
+        for method in args.methods:
             back, latents, calls = [], [], 0
             for part in images.split(args.batch_size):
                 found = unclipped.invert(part, steps, method)
@@ -107,7 +109,7 @@ def reconstruction(unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argpa
                 f"  | {steps:4} | {method:11} | {error:.1e} | {calls / steps / len(back):5.1f} | {std:7.2f} |",
                 flush=True,
             )
-            if steps == args.num_inference_steps[0] and method != "o_belm":
+            if steps == args.num_inference_steps[0]:
                 shown.append(result[: args.num_images])
     save_rows(shown, args.output_dir / "reconstruction.png", args.scale)
 
@@ -117,7 +119,7 @@ def editing(pipeline: EtaDDIMPipeline, images: torch.Tensor, args: argparse.Name
     images = images[: args.num_images]
     mask = torch.zeros_like(images[:1, :1])
     mask[:, :, mask.shape[2] // 2 :] = 1
-    settings = {"num_inference_steps": args.num_inference_steps[-1], "image": images, "seed": args.seed}
+    settings = {"num_inference_steps": PICTURE_STEPS, "image": images, "seed": args.seed}
     rows = [images]
     rows += [pipeline(strength=strength, output_type="pt", **settings).images for strength in (0.5, 0.8)]
     rows.append(images * (1 - mask) + 0.5 * mask)
@@ -136,6 +138,10 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/inversion"), help="folder for the pictures")
     parser.add_argument(
         "--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100], help="numbers of steps S, ascending"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="inversions of the reconstruction"
     )
     parser.add_argument("--num_images", type=int, default=8, help="images in a row of the pictures, at least 4")
     parser.add_argument("--num_reconstructed", type=int, default=100, help="images in the reconstruction error")
@@ -161,10 +167,14 @@ def main(argv: list[str] | None = None) -> Path:
     except ValueError as error:
         parser.error(str(error))
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    consistency(pipeline, args)
-    interpolation(pipeline, unclipped, images, args)
-    editing(pipeline, images, args)
-    reconstruction(unclipped, images, args)
+    if "consistency" in args.parts:
+        consistency(pipeline, args)
+    if "interpolation" in args.parts:
+        interpolation(pipeline, unclipped, images, args)
+    if "editing" in args.parts:
+        editing(pipeline, images, args)
+    if "reconstruction" in args.parts:
+        reconstruction(unclipped, images, args)
     return args.output_dir
 
 

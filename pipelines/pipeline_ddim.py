@@ -364,7 +364,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 `"fixed_point"`: solves each step by x_t <- x_t + h (x_s - f(x_t)), with the h of Barzilai and Borwein
                 (https://doi.org/10.1093/imanum/8.1.141) for each image. It starts at the plain inversion and keeps the
                 iterate of the smallest residual, so that no step is solved worse than by the plain inversion.
-                `"plain"`: that with one iteration, what `EtaDDIMInverseScheduler` does; N model calls.
+                `"plain"`: that start alone, what `EtaDDIMInverseScheduler` gives; N model calls.
                 `"o_belm"`: for a call with `method="o_belm"` and `prev_latents`, exact by algebra; N - 1 model calls
                 and a fixed point for the first step.
                 `"noise_record"`: for a call with the same `eta` and with `variance_noise`: each x_t is the image with
@@ -590,10 +590,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
         return image if t < 0 else self.scheduler.add_noise(image, noise, torch.as_tensor(t).view(1))
 
     def _inverse_gain(self, t: int | torch.Tensor, s: int) -> float:
-        """Of the step x_s = x_t / gain + ..., where the dots are the model output with its factor."""
-        bar_t, bar_s = (float(bar) for bar in (self._alpha_cumprod(t), self._alpha_cumprod(s)))
-        if s < 0:
-            bar_s = float(self.scheduler.final_alpha_cumprod)
+        """The gain of the step x_s = x_t / gain + factor * model_output, without clipping."""
+        bars = self.scheduler.alphas_cumprod
+        bar_t, bar_s = float(bars[t]), float(bars[s] if s >= 0 else self.scheduler.final_alpha_cumprod)
         if self.scheduler.config.prediction_type == "epsilon":
             return (bar_t / bar_s) ** 0.5
         return 1 / max(1e-3, (bar_t * bar_s) ** 0.5 + ((1 - bar_t) * (1 - bar_s)) ** 0.5)

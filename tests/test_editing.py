@@ -418,7 +418,7 @@ def folder_of_images(folder, number):
 
 
 def test_example_writes_the_pictures(pipeline, tmp_path, capsys):
-    pipeline.scheduler = EtaDDIMScheduler(num_train_timesteps=20)
+    pipeline.scheduler = EtaDDIMScheduler(num_train_timesteps=50)
     pipeline.save_pretrained(tmp_path / "model")
     folder, output = folder_of_images(tmp_path / "images", 6), tmp_path / "output"
     arguments = f"{tmp_path / 'model'} {folder} --output_dir {output} --num_inference_steps 2 3"
@@ -430,13 +430,19 @@ def test_example_writes_the_pictures(pipeline, tmp_path, capsys):
         "editing": (4 * 32, 6 * 32),
         "interpolation": (8 * 32, 4 * 32),
         "interpolation_grid": (6 * 32, 6 * 32),
-        "reconstruction": (4 * 32, 3 * 32),
+        "reconstruction": (4 * 32, 4 * 32),
     }
     printed = capsys.readouterr().out
     assert "S = 3: RMS distance" in printed
     errors = {line.split("|")[2].strip(): line.split("|")[3] for line in printed.splitlines() if "|    3 |" in line}
     assert float(errors["o_belm"]) < 1e-12
     assert [*errors] == ["plain", "fixed_point", "o_belm"]
+    arguments += " --parts reconstruction --methods plain"
+    invert_and_interpolate.main(arguments.split())
+    printed = capsys.readouterr().out
+    assert "Consistency" not in printed
+    assert "fixed_point" not in printed
+    assert "| plain " in printed
 
 
 @pytest.mark.parametrize(
