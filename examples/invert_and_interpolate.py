@@ -6,8 +6,8 @@ Shows with a saved pipeline what an implicit model is for: the paper's sections 
     python examples/invert_and_interpolate.py outputs/digits data/digits/test --output_dir outputs/inversion
 
 It writes `consistency.png` (the same x_T by different numbers of steps), `interpolation.png`, `interpolation_grid.png`,
-`editing.png` and `reconstruction.png` (images, and what each inversion gives back with the smallest number of steps), and
-prints the reconstruction error of each number of steps as the paper's Table 2 does.
+`editing.png` and `reconstruction.png` (images, and what each inversion gives back by the smallest number of steps). It
+prints the reconstruction error of each number of steps, as the paper's Table 2 does.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def interpolation(
     pipeline: EtaDDIMPipeline, unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argparse.Namespace
 ):
     print("Interpolation: rows between two seeds, between two images of the folder; a grid between four seeds")
-    settings = {"num_inference_steps": PICTURE_STEPS, "output_type": "pt"}
+    settings = {"num_inference_steps": min(PICTURE_STEPS, len(pipeline.scheduler)), "output_type": "pt"}
     rows = [pipeline.interpolate(args.seed + k, args.seed + k + 1, 8, **settings).images for k in (0, 2)]
     array = images[:4].permute(0, 2, 3, 1).numpy()
     rows += unclipped.interpolate(array[:2], array[2:], 8, **settings).images.chunk(2)
@@ -119,7 +119,8 @@ def editing(pipeline: EtaDDIMPipeline, images: torch.Tensor, args: argparse.Name
     images = images[: args.num_images]
     mask = torch.zeros_like(images[:1, :1])
     mask[:, :, mask.shape[2] // 2 :] = 1
-    settings = {"num_inference_steps": PICTURE_STEPS, "image": images, "seed": args.seed}
+    steps = min(PICTURE_STEPS, len(pipeline.scheduler))
+    settings = {"num_inference_steps": steps, "image": images, "seed": args.seed}
     rows = [images]
     rows += [pipeline(strength=strength, output_type="pt", **settings).images for strength in (0.5, 0.8)]
     rows.append(images * (1 - mask) + 0.5 * mask)
