@@ -503,6 +503,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             ValueError, TypeError: As `step`; or if x_0 is clipped or thresholded, if `timestep` is not of the grid or
                 its first, or if the timestep above has no signal (zero terminal SNR).
         """
+        self._check_timesteps_are_set()
         _check_step_arguments(model_output, sample)
         _check_floating("other_sample", other_sample)
         if other_sample.shape != sample.shape:
@@ -536,6 +537,10 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             return _cast((other_sample - change) / of_above, sample.dtype)
         return _cast(_add_scaled_(change, of_above, other_sample), sample.dtype)
 
+    def _check_timesteps_are_set(self):
+        if self.num_inference_steps is None:
+            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
+
     def _check_invertible(self):
         for name in ("clip_sample", "thresholding"):
             if self.config[name]:
@@ -564,8 +569,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None,
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Mean and std of `p(x_s | x_t)` and the predicted x_0, in float32 at least. The std is None for a float 0."""
-        if self.num_inference_steps is None:
-            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
+        self._check_timesteps_are_set()
         config = self.config
         if use_clipped_model_output is None:
             use_clipped_model_output = config.use_clipped_model_output
@@ -791,6 +795,7 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler):
             ValueError, TypeError: As `EtaDDIMScheduler.step`; and where the step forgets x_t: from x_0 with prediction
                 type `"sample"`.
         """
+        self._check_timesteps_are_set()
         _check_step_arguments(model_output, sample)
         t, dtype, config = self._check_timestep(timestep), _computing_dtype(sample), self.config
         self._check_signal([t])

@@ -69,7 +69,10 @@ def slerp(a: torch.Tensor, b: torch.Tensor, fractions: float | list[float] | tor
     if not (total > 1e-4).all():
         raise ValueError("`a` and `b` must not be zero, not finite or opposite: no arc leads from one to the other.")
     turns = 2 / torch.pi * torch.atan2(difference, total)  # the angle over pi, accurate where an arc cosine is not
-    fractions = torch.as_tensor(fractions, dtype=torch.float32, device=a.device)
+    try:
+        fractions = torch.as_tensor(fractions, dtype=torch.float32, device=a.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"`fractions` must be a number or a list of them, but is {fractions!r}.") from None
     f = fractions.view(*fractions.shape, *(1,) * a.ndim)
     # sin(f angle) / sin(angle), by sinc(x) = sin(pi x) / (pi x), which has no 0/0
     of_a, of_b = (g * torch.sinc(g * turns) / torch.sinc(turns) for g in (1 - f, f))
@@ -204,7 +207,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
             height, width (`int`, *optional*):
                 Size of the images, divisible by the UNet's reduction. The UNet's `sample_size` if not given.
             variance_noise (`torch.Tensor` of shape `(N, B, C, H, W)`, *optional*):
-                The noise z of each step that is done, instead of a generator's; standard normal, or from
+                The noise z of each step that is done, instead of the generator's; standard normal, or from
                 `invert(..., method="noise_record")`.
             method (`str`, defaults to `"ddim"`):
                 `"ddim"`: the scheduler's step. `"o_belm"`: after the first step the midpoint rule
@@ -645,7 +648,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         if mask is not None:
             mask = _to_tensor("mask", mask, 1)
         if batch_size is None:
-            labels: Any = None if class_labels is None else torch.as_tensor(class_labels).reshape(-1)
+            labels = None if class_labels is None else _to_labels(class_labels)
             batch_size = max(len(given) for given in ([None], latents, image, labels) if given is not None)
         _check_randomness(seed, generator, batch_size)
 
@@ -673,8 +676,6 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         if variance_noise is not None:
             self._check_method_of_scheduler("variance_noise", "given", "noise_between")
-            if generator is not None:
-                raise ValueError("`variance_noise` and `generator` cannot both be given: the noise has one source.")
             num_steps = max(1, round(strength * (num_inference_steps if timesteps is None else len(timesteps))))
             if not isinstance(variance_noise, torch.Tensor) or tuple(variance_noise.shape) != (num_steps, *shape):
                 kind = getattr(variance_noise, "shape", variance_noise)
@@ -756,13 +757,15 @@ class EtaDDIMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`class_labels` must be given exactly if the UNet is class-conditional, but are {class_labels!r}."
             )
-        if class_labels is not None and tuple(torch.as_tensor(class_labels).shape) != (batch_size,):
-            raise ValueError(f"`class_labels` must hold `batch_size` = {batch_size} labels, but are {class_labels!r}.")
         number = self.unet.config.num_class_embeds
-        if class_labels is not None and number is not None:
-            labels = torch.as_tensor(class_labels)
-            if labels.is_floating_point() or not ((labels >= 0) & (labels < number)).all():
-                raise ValueError(f"`class_labels` must be integers in 0..{number - 1}, but are {class_labels!r}.")
+        if class_labels is not None:
+            labels = _to_labels(class_labels)
+            if len(labels) != batch_size:
+                raise ValueError(
+                    f"`class_labels` must hold `batch_size` = {batch_size} labels, but are {class_labels!r}."
+                )
+            if number is not None and not ((labels >= 0) & (labels < number)).all():
+                raise ValueError(f"`class_labels` must be in 0..{number - 1}, but are {class_labels!r}.")
         _check_number("guidance_scale", guidance_scale)
         if guidance_scale != 1 and (class_labels is None or number is None):
             raise ValueError(
@@ -1016,16 +1019,32 @@ def _to_tensor(name: str, image: Any, channels: int) -> torch.Tensor:
         return torch.from_numpy(array.astype(np.float32) / 255).permute(0, 3, 1, 2)
     if isinstance(image, np.ndarray) and image.ndim == 4:
         image = torch.from_numpy(image).permute(0, 3, 1, 2)
+    if isinstance(image, torch.Tensor) and image.dtype == torch.bool:
+        image = image.float()
     if not isinstance(image, torch.Tensor) or image.ndim != 4 or not image.is_floating_point():
+        is_array = isinstance(image, np.ndarray | torch.Tensor)
+        kind = f"{image.dtype} of shape {tuple(image.shape)}" if is_array else repr(image)
         raise TypeError(
             f"`{name}` must be a PIL image, a list of them, or a floating point array (B, H, W, C) or tensor (B, C, H, "
-            f"W), but is {image!r}."
+            f"W), but is {kind}."
         )
     if image.shape[1] != channels or not len(image):
-        raise ValueError(f"`{name}` must have {channels} channels, but has the shape {tuple(image.shape)}.")
+        raise ValueError(
+            f"`{name}` must hold at least one image of {channels} channels, but has the shape {tuple(image.shape)}."
+        )
     if not ((image >= 0) & (image <= 1)).all():
         raise ValueError(f"`{name}` must be in [0, 1], but is in [{image.min():.4g}, {image.max():.4g}].")
     return image.float()
+
+
+def _to_labels(class_labels: Any) -> torch.Tensor:
+    try:
+        labels = torch.as_tensor(class_labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"`class_labels` must be a list of integers, but are {class_labels!r}.") from None
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"`class_labels` must be a list of integers, but are {class_labels!r}.")
+    return labels
 
 
 def _check_integer(name: str, value: Any, least: int):

@@ -135,6 +135,7 @@ def test_painted_pixels_do_not_depend_on_the_kept_ones_if_the_data_are_independe
     inside = gaussian(mask=mask, **settings).images
     without = gaussian(strength=1.0, **settings).images
     assert ((inside - without) * mask).abs().max() < 1e-6
+    assert torch.equal(gaussian(mask=mask.bool(), **settings).images, inside)
     half = gaussian(mask=torch.full_like(mask, 0.5), **settings).images
     assert half.isfinite().all()
 
@@ -270,6 +271,11 @@ def test_slerp_refuses(a, b):
         slerp(a, b, 0.5)
 
 
+def test_slerp_refuses_fractions_that_are_no_numbers():
+    with pytest.raises(TypeError, match="`fractions`"):
+        slerp(*randn(2, 1, 2, 2), "half")
+
+
 def test_interpolation_of_seeds_and_latents(pipeline):
     settings = {"num_inference_steps": 3, "output_type": "pt"}
     row = pipeline.interpolate(3, 4, 5, **settings).images
@@ -344,7 +350,7 @@ IMAGE = images_of(2, 1, 16, 16)
         ({"guidance_scale": None}, "guidance_scale"),
         ({"variance_noise": randn(2, 1, 16, 16)}, "variance_noise"),
         ({"variance_noise": 1.0}, "variance_noise"),
-        ({"variance_noise": randn(2, 2, 1, 16, 16), "generator": torch.Generator()}, "variance_noise"),
+        ({"image": np.zeros((2, 16, 16, 1), np.uint8)}, "image"),
         ({"method": "heun"}, "method"),
         ({"method": "o_belm", "eta": 0.5}, "method"),
         ({"method": "o_belm", "image": IMAGE}, "method"),
@@ -366,6 +372,9 @@ def test_bad_argument_of_a_call(unet, model_calls, arguments, name):
         ({"class_labels": [0, 4]}, "class_labels"),
         ({"class_labels": [-1, 0]}, "class_labels"),
         ({"class_labels": [0.5, 1.0]}, "class_labels"),
+        ({"class_labels": "01"}, "class_labels"),
+        ({"class_labels": 1}, "class_labels"),
+        ({"class_labels": None}, "class_labels"),
         ({"class_labels": [0, 1], "guidance_scale": math.nan}, "guidance_scale"),
     ],
 )

@@ -101,6 +101,10 @@ def test_inverse_step_keeps_the_dtype_and_refuses():
     assert inverse.step(x, torch.tensor(500), x).prev_sample.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="`timestep`"):
         inverse.step(x, 1000, x)
+    with pytest.raises(ValueError, match="`set_timesteps` must be called"):
+        EtaDDIMInverseScheduler(**UNCLIPPED).step(x, 500, x)
+    with pytest.raises(ValueError, match="`set_timesteps` must be called"):
+        EtaDDIMScheduler(**UNCLIPPED).midpoint_step(x, 500, x, x)
     with pytest.raises(ValueError, match="`model_output`"):
         inverse.step(x[:1], 500, x)
     with pytest.raises(TypeError, match="`sample`"):
