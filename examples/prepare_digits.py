@@ -21,9 +21,7 @@ import PIL.Image
 
 def main(argv: list[str] | None = None) -> int:
     """Writes the digits and returns their number."""
-    parser = argparse.ArgumentParser(
-        description="Write 5,000 MNIST digits as PNG files, 4,000 for training and 1,000 for tests, one folder per class."
-    )
+    parser = argparse.ArgumentParser(description="Write 5,000 MNIST digits as PNG files, 4,000 for training and 1,000 for tests, one folder per class.")
     parser.add_argument("output_dir", type=Path, help="folder to write to; it must not hold files yet")
     args = parser.parse_args(argv)
     if args.output_dir.exists() and any(args.output_dir.iterdir()):

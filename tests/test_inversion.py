@@ -112,13 +112,18 @@ def test_inverse_step_keeps_the_dtype_and_refuses():
 
 
 @functools.cache
-def diff_edit(scheduler_class):
+def latent_pipeline(name, scheduler_class, *absent):
     def components(unet):
-        return {"inverse_scheduler": scheduler_class.from_config(DDIMScheduler(**LATENT).config)}
+        inverse_scheduler = scheduler_class.from_config(DDIMScheduler(**LATENT).config)
+        return {"inverse_scheduler": inverse_scheduler, **dict.fromkeys(absent)}
 
-    pipe, _ = stable_diffusion("StableDiffusionDiffEditPipeline", components=components)
+    pipe, _ = stable_diffusion(name, components=components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def diff_edit(scheduler_class):
+    return latent_pipeline("StableDiffusionDiffEditPipeline", scheduler_class)
 
 
 def test_same_edit_as_with_the_built_in_inverse():
@@ -133,6 +138,25 @@ def test_same_edit_as_with_the_built_in_inverse():
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).abs().max() < 1e-4
     assert results[0][0].std() > 0.1
+
+
+def test_same_inversion_in_pix2pix_zero_as_with_the_built_in_inverse():
+    results = []
+    for scheduler_class in (DDIMInverseScheduler, EtaDDIMInverseScheduler):
+        absent = ("caption_generator", "caption_processor")
+        pipe = latent_pipeline("StableDiffusionPix2PixZeroPipeline", scheduler_class, *absent)
+        results.append(
+            pipe.invert(
+                image=IMAGE,
+                latents=randn(1, 4, 8, 8),
+                prompt_embeds=PROMPT["prompt_embeds"],
+                num_inference_steps=5,
+                generator=torch.Generator().manual_seed(0),
+                output_type="np",
+            ).latents
+        )
+    assert (results[0] - results[1]).abs().max() < 1e-4
+    assert results[0].std() > 0.1
 
 
 def test_saved_inverse_scheduler_loads_with_and_without_the_package(tmp_path):
