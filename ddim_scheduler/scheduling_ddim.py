@@ -569,7 +569,8 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None,
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Mean and std of `p(x_s | x_t)` and the predicted x_0, in float32 at least. The std is None for a float 0."""
-        self._check_timesteps_are_set()
+        if self.num_inference_steps is None:
+            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
         config = self.config
         if use_clipped_model_output is None:
             use_clipped_model_output = config.use_clipped_model_output
