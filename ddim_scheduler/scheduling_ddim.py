@@ -526,16 +526,11 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         *_, r, w = _prediction_coefficients(self.config.prediction_type, row.alpha_t, row.sigma_t)
 
         dtype = _computing_dtype(sample)
-        change = _combine(
-            of_sample + of_epsilon * r,
-            _cast(sample, dtype),
-            of_epsilon * w,
-            _cast(self._mean_output(model_output, sample), dtype),
-        )
+        model_output = _cast(self._mean_output(model_output, sample), dtype)
+        change = (of_sample + of_epsilon * r) * _cast(sample, dtype) + of_epsilon * w * model_output
         other_sample = _cast(other_sample, dtype)
-        if inverse:
-            return _cast((other_sample - change) / of_above, sample.dtype)
-        return _cast(_add_scaled_(change, of_above, other_sample), sample.dtype)
+        result = (other_sample - change) / of_above if inverse else of_above * other_sample + change
+        return _cast(result, sample.dtype)
 
     def _check_timesteps_are_set(self):
         if self.num_inference_steps is None:
@@ -804,26 +799,34 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler):
         model_output = _cast(self._mean_output(model_output, sample), dtype)
 
         # 1. the sampler's step is x_s = a x_t + b m, where m is the model output
-        scale, p, q, r, w = _prediction_coefficients(config.prediction_type, row.alpha_t, row.sigma_t)
-        a, b = row.alpha_s * scale * p + row.sigma_s * r, row.alpha_s * scale * q + row.sigma_s * w
+        alpha_t, sigma_t, alpha_s, sigma_s = row[:4]
+        if config.prediction_type == "epsilon":
+            a, b = alpha_s / alpha_t, sigma_s - alpha_s * sigma_t / alpha_t
+        elif config.prediction_type == "sample":
+            a, b = sigma_s / sigma_t, alpha_s - sigma_s * alpha_t / sigma_t
+        else:
+            a, b = alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
         if a == 0:
             raise ValueError(
                 f"`prediction_type` {config.prediction_type!r} cannot be inverted at timestep {t}: the sampler's step "
                 "from there does not depend on the sample."
             )
-        next_sample = _combine(1 / a, _cast(sample, dtype), -b / a, model_output)
+        sample, dtype_of_sample = _cast(sample, dtype), sample.dtype
+        next_sample = (sample - b * model_output) / a
 
-        # 2. threshold or clip x_0
-        pred_original_sample = _combine(p, next_sample, q, model_output, scale)
+        # 2. eps from x_t and m, x_0 from x_s = alpha_s x_0 + sigma_s eps; x_0 is thresholded or clipped
+        *_, r, w = _prediction_coefficients(config.prediction_type, alpha_t, sigma_t)
+        epsilon = r * next_sample + w * model_output
+        pred_original_sample = (sample - sigma_s * epsilon) / alpha_s
+        if config.thresholding:
+            pred_original_sample = self._threshold_sample(pred_original_sample)
+        elif config.clip_sample:
+            pred_original_sample = pred_original_sample.clamp(-config.clip_sample_range, config.clip_sample_range)
         if config.thresholding or config.clip_sample:
-            epsilon = _combine(r, next_sample, w, model_output)
-            if config.thresholding:
-                pred_original_sample = self._threshold_sample(pred_original_sample)
-            else:
-                pred_original_sample = pred_original_sample.clamp(-config.clip_sample_range, config.clip_sample_range)
-            next_sample = _combine(row.alpha_t, pred_original_sample, row.sigma_t, epsilon)
+            next_sample = alpha_t * pred_original_sample + sigma_t * epsilon
 
-        next_sample, pred_original_sample = _cast(next_sample, sample.dtype), _cast(pred_original_sample, sample.dtype)
+        next_sample = _cast(next_sample, dtype_of_sample)
+        pred_original_sample = _cast(pred_original_sample, dtype_of_sample)
         if not return_dict:
             return next_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=next_sample, pred_original_sample=pred_original_sample)
