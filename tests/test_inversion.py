@@ -6,13 +6,13 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
+from test_drop_in import IMAGE, LATENT, PROMPT, stable_diffusion
 
 from ddim_scheduler import EtaDDIMInverseScheduler, EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, TIMESTEP_SPACINGS
 
 import exact
 import fresh
-from test_drop_in import IMAGE, LATENT, PROMPT, stable_diffusion
 
 BARS = exact.alphas_cumprod()
 UNCLIPPED = {"clip_sample": False}
