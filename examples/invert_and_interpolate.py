@@ -20,6 +20,7 @@ import torch
 from diffusers.utils import make_image_grid
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
+from ddim_scheduler.scheduling_ddim import TIMESTEP_SPACINGS
 
 PICTURE_STEPS = 50  # of interpolation and editing
 PARTS = ("consistency", "interpolation", "editing", "reconstruction")
@@ -144,6 +145,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=METHODS, help="inversions of the reconstruction"
     )
+    parser.add_argument("--timestep_spacing", choices=TIMESTEP_SPACINGS, help="instead of the pipeline's own")
     parser.add_argument("--num_images", type=int, default=8, help="images in a row of the pictures, at least 4")
     parser.add_argument("--num_reconstructed", type=int, default=100, help="images in the reconstruction error")
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time, for the reconstruction error")
@@ -158,6 +160,8 @@ def main(argv: list[str] | None = None) -> Path:
         parser.error(f"--num_inference_steps must be ascending, at least 1, but are {args.num_inference_steps}")
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
+    spacing = args.timestep_spacing or pipeline.scheduler.config.timestep_spacing
+    pipeline.scheduler = EtaDDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
     # clipping x_0 forgets where a sample came from, so images are inverted without, as in the paper
     scheduler = EtaDDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
     unclipped = EtaDDIMPipeline(unet=pipeline.unet, scheduler=scheduler)

@@ -294,19 +294,31 @@ def test_round_trip_of_each_method(mixture, spacing, n, record_property):
         assert found.model_calls < 8 * n
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("n", [10, 20, 50, 100])
-def test_plain_inversion_is_no_worse_than_that_of_diffusers(mixture, spacing, n, record_property):
+def test_plain_inversion_is_no_worse_than_that_of_diffusers(mixture, spacing, n, prediction_type, record_property):
     unet, images = mixture
-    plain, found = round_trip(pipeline_of(unet, spacing), images, "plain", n)
-    inverse, sampler = (c(timestep_spacing=spacing, **UNCLIPPED) for c in (DDIMInverseScheduler, DDIMScheduler))
-    inverse.set_timesteps(n)
+    unet.prediction_type = prediction_type
+    pipe = pipeline_of(unet, spacing, prediction_type=prediction_type)
+    plain, found = round_trip(pipe, images, "plain", n)
+    latents = []
+    for scheduler_class in (DDIMInverseScheduler, EtaDDIMInverseScheduler):
+        inverse = scheduler_class.from_config(pipe.scheduler.config)
+        inverse.set_timesteps(n)
+        latents.append(exact.sample(inverse, unet.denoiser, 2 * images - 1, BARS, prediction_type))
+    sampler = DDIMScheduler.from_config(pipe.scheduler.config)
     sampler.set_timesteps(n)
-    latents = exact.sample(inverse, unet.denoiser, 2 * images - 1, BARS)
-    theirs = largest_rms(exact.sample(sampler, unet.denoiser, latents, BARS) - (2 * images - 1))
-    record_property("round trip of diffusers each", theirs)
-    assert plain < 1.01 * theirs
-    assert (found.latents - latents).abs().max() < 1e-4
+    theirs = exact.sample(sampler, unet.denoiser, latents[0], BARS, prediction_type)
+    theirs = largest_rms(theirs - (2 * images - 1))
+    record_property("round trip, plain each", plain)
+    record_property("round trip, diffusers each", theirs)
+    assert (found.latents - latents[1]).abs().max() < 1e-4
+    if prediction_type == "epsilon":
+        assert (found.latents - latents[0]).abs().max() < 1e-4
+        assert plain < 1.01 * theirs
+    else:
+        assert plain < theirs
 
 
 def test_no_step_is_solved_worse_than_by_plain_inversion(mixture):
