@@ -46,7 +46,7 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
 
 def slerp(a: torch.Tensor, b: torch.Tensor, fractions: float | list[float] | torch.Tensor) -> torch.Tensor:
     """
-    Spherical interpolation, eq. (67) of the paper, with one angle for each image.
+    Spherical interpolation (the paper's section 5.3), with one angle for each image.
 
     Args:
         a, b (`torch.Tensor` of shape `(..., C, H, W)`): The ends. Parallel ones, or the same one twice, do no harm.

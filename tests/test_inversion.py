@@ -245,7 +245,7 @@ def mixture():
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(4,),
+        block_out_channels=(8,),
         norm_num_groups=4,
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
