@@ -19,16 +19,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import invert_and_interpolate
 
 MEAN, STD = 0.1, 0.4
-SMALL = {
-    "sample_size": 8,
-    "in_channels": 1,
-    "out_channels": 1,
-    "layers_per_block": 1,
-    "block_out_channels": (8, 8),
-    "norm_num_groups": 4,
-    "down_block_types": ("DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D"),
-}
 
 
 def randn(*shape, seed=0):
@@ -48,7 +38,7 @@ def pipeline_of(unet, **config):
 @pytest.fixture
 def gaussian():
     """A pipeline whose data are pixels of N(MEAN, STD^2), each independent of the others."""
-    unet = exact.ExactUNet(**SMALL)
+    unet = exact.ExactUNet(**exact.SMALL_UNET)
     unet.denoiser = exact.gaussian(MEAN, STD)
     return pipeline_of(unet, timestep_spacing="trailing")
 
@@ -161,7 +151,7 @@ def test_resampling_calls(pipeline, model_calls):
 @pytest.fixture(scope="module")
 def conditional():
     torch.manual_seed(0)
-    return pipeline_of(UNet2DModel(**SMALL, num_class_embeds=4).eval())
+    return pipeline_of(UNet2DModel(**exact.SMALL_UNET, num_class_embeds=4).eval())
 
 
 def test_guidance_is_the_formula_in_one_call(conditional):
@@ -183,7 +173,7 @@ def test_guidance_is_the_formula_in_one_call(conditional):
 
 def test_guidance_with_a_learned_variance():
     torch.manual_seed(0)
-    unet = UNet2DModel(**SMALL | {"out_channels": 2}, num_class_embeds=4).eval()
+    unet = UNet2DModel(**exact.SMALL_UNET | {"out_channels": 2}, num_class_embeds=4).eval()
     pipe = pipeline_of(unet, variance_type="learned_range")
     settings = {"class_labels": [0, 2], "guidance_scale": 3.0, "num_inference_steps": 3, "seed": 0, "eta": 1.0}
     assert pipe(output_type="pt", **settings).images.isfinite().all()

@@ -240,16 +240,7 @@ def test_midpoint_step_refuses_clipping_and_no_signal():
 @pytest.fixture
 def mixture():
     """Eight modes in 64 dimensions."""
-    unet = exact.ExactUNet(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
+    unet = exact.ExactUNet(**exact.SMALL_UNET)
     means = randn(8, 1, 8, 8, dtype=torch.float64).sign() / 2
     unet.denoiser = exact.gaussian_mixture(means, STD)
     images = means.repeat(2, 1, 1, 1) + STD * randn(16, 1, 8, 8, seed=1, dtype=torch.float64)
@@ -403,17 +394,7 @@ def test_o_belm_samples_no_worse_than_ddim(mixture, spacing, record_property):
 
 def test_labels_and_guidance_reach_the_inversion():
     torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        num_class_embeds=4,
-    ).eval()
+    unet = diffusers.UNet2DModel(**exact.SMALL_UNET, num_class_embeds=4).eval()
     pipe, image = pipeline_of(unet), torch.rand(2, 1, 8, 8)
     settings = {"class_labels": [0, 2], "guidance_scale": 1.5, "num_inference_steps": 20}
     found = pipe.invert(image, method="o_belm", **settings)
