@@ -1,15 +1,15 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
-"""DDIM for diffusers: `EtaDDIMScheduler` and `EtaDDIMPipeline`."""
+"""DDIM for diffusers: `EtaDDIMScheduler`, its inverse `EtaDDIMInverseScheduler`, and `EtaDDIMPipeline`."""
 
 import sys
 
 import diffusers
 
-from .pipelines.pipeline_ddim import EtaDDIMPipeline, image_generators
-from .scheduling_ddim import EtaDDIMScheduler
+from .pipelines.pipeline_ddim import EtaDDIMPipeline, image_generators, slerp
+from .scheduling_ddim import EtaDDIMInverseScheduler, EtaDDIMScheduler
 
-__all__ = ["EtaDDIMPipeline", "EtaDDIMScheduler", "image_generators"]
+__all__ = ["EtaDDIMInverseScheduler", "EtaDDIMPipeline", "EtaDDIMScheduler", "image_generators", "slerp"]
 __version__ = "0.1.0"
 
 # diffusers finds the classes of a model_index.json in this module; it tells schedulers by this name in it.
@@ -24,7 +24,7 @@ def _register_with_diffusers():
     `diffusers`, and takes a library that it does not know from a Hub repository only if it finds it in
     `diffusers.pipelines`. None of that is a public interface, so the tests run it on each supported version.
     """
-    for cls in (EtaDDIMScheduler, EtaDDIMPipeline):
+    for cls in (EtaDDIMScheduler, EtaDDIMInverseScheduler, EtaDDIMPipeline):
         setattr(diffusers, cls.__name__, cls)
     setattr(diffusers.pipelines, __name__, sys.modules[__name__])
 

@@ -578,6 +578,87 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             )
         return torch.where(std > 0, (prev_sample - mean) / torch.where(std > 0, std, torch.ones_like(std)), 0.0)
 
+    def midpoint_step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        other_sample: torch.Tensor,
+        inverse: bool = False,
+    ) -> torch.Tensor:
+        """
+        The sample at one neighbour of t on the grid from x_t and the sample at the other one: O-BELM
+        (https://arxiv.org/abs/2410.07273), a midpoint rule of second order for eta = 0. Algebra runs it backwards.
+
+        With sigma/alpha as the noise level, a the interval to the next higher timestep u and b that to the next lower
+        one s: x_s/alpha_s = (b/a)^2 x_u/alpha_u + (1 - (b/a)^2) x_t/alpha_t - b (a + b)/a eps.
+
+        Args:
+            model_output (`torch.Tensor`): What the model returned for `sample` at `timestep`, as in `step`.
+            timestep (`int` or `torch.Tensor` of one element): t, of the grid and not its first.
+            sample (`torch.Tensor` of shape `(B, C, ...)`): x_t, floating point.
+            other_sample (`torch.Tensor` of the same shape): x_u, or x_s if `inverse`.
+            inverse (`bool`, defaults to `False`): Whether to go from x_s to x_u instead of from x_u to x_s.
+
+        Returns:
+            `torch.Tensor`: x_s, or x_u if `inverse`; the arithmetic and the dtype are as in `step`.
+
+        Raises:
+            ValueError, TypeError: As `step`; or if x_0 is clipped or thresholded, if `timestep` is not of the grid or
+                its first, or if the timestep above has no signal (zero terminal SNR).
+        """
+        self._check_timesteps_are_set()
+        _check_step_arguments(model_output, sample)
+        _check_floating("other_sample", other_sample)
+        if other_sample.shape != sample.shape:
+            raise ValueError(
+                f"`other_sample` must have the sample's shape {tuple(sample.shape)}, but has "
+                f"{tuple(other_sample.shape)}."
+            )
+        self._check_invertible()
+        t, grid = self._check_timestep(timestep), sorted(self.timesteps.tolist())
+        if t not in grid[:-1]:
+            raise ValueError(f"`timestep` must be one of the grid below {grid[-1]}, but is {t}.")
+        row, above = (_Row(*self._table[k].tolist()) for k in (t, grid[grid.index(t) + 1]))
+        if above.alpha_t == 0:
+            raise ValueError(f"`timestep` {t} has no midpoint step: there is no signal at the one above it.")
+
+        a = above.sigma_t / above.alpha_t - row.sigma_t / row.alpha_t
+        b = row.sigma_t / row.alpha_t - row.sigma_s / row.alpha_s
+        of_above, of_sample = row.alpha_s * (b / a) ** 2 / above.alpha_t, row.alpha_s * (1 - (b / a) ** 2) / row.alpha_t
+        of_epsilon = -row.alpha_s * b * (a + b) / a
+        *_, r, w = _prediction_coefficients(self.config.prediction_type, row.alpha_t, row.sigma_t)
+
+        dtype = _computing_dtype(sample)
+        model_output = _cast(self._mean_output(model_output, sample), dtype)
+        change = (of_sample + of_epsilon * r) * _cast(sample, dtype) + of_epsilon * w * model_output
+        other_sample = _cast(other_sample, dtype)
+        result = (other_sample - change) / of_above if inverse else of_above * other_sample + change
+        return _cast(result, sample.dtype)
+
+    def _check_timesteps_are_set(self):
+        if self.num_inference_steps is None:
+            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
+
+    def _check_invertible(self):
+        for name in ("clip_sample", "thresholding"):
+            if self.config[name]:
+                raise ValueError(
+                    f"`{name}` is True, and a step that changes the predicted x_0 cannot be inverted; make the "
+                    f"scheduler by `from_config(scheduler.config, {name}=False)`."
+                )
+
+    def _mean_output(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """The model output without a learned variance, of the sample's shape."""
+        if self.config.variance_type in ("learned", "learned_range"):
+            return _split_variance(model_output, sample)[0]
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"`model_output` must have the sample's shape {tuple(sample.shape)}, but has "
+                f"{tuple(model_output.shape)}."
+            )
+        return model_output
+
     def _transition(
         self,
         model_output: torch.Tensor,
@@ -776,6 +857,87 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+class EtaDDIMInverseScheduler(EtaDDIMScheduler):
+    r"""
+    Walks the grid of `EtaDDIMScheduler` towards noise: a drop-in for diffusers' `DDIMInverseScheduler`, made by
+    `EtaDDIMInverseScheduler.from_config(pipe.scheduler.config)`.
+
+    `timesteps` are those of the sampler in ascending order, for every spacing and for custom timesteps. All arguments
+    are those of `EtaDDIMScheduler`; eta and what goes with it are not used. `transition`, `log_prob` and
+    `noise_between` are the sampler's.
+    """
+
+    __module__ = EtaDDIMScheduler.__module__
+    _code = EtaDDIMScheduler._code
+
+    def _set_grid(self, grid: np.ndarray, device: str | torch.device | None):
+        super()._set_grid(grid, device)
+        self.timesteps = self.timesteps.flip(0)
+
+    def step(  # type: ignore[override]
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor, return_dict: bool = True
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        The x_t from which the sampler's step at eta = 0 with this model output goes to x_s, eq. (12) solved for x_t.
+
+        The model output at x_t is not known before x_t is, so pipelines give that of x_s at t; how far this is from the
+        truth falls with the step. `EtaDDIMPipeline.invert` solves the equation.
+
+        Args:
+            model_output (`torch.Tensor`): What the model returned for `sample` at `timestep`.
+            timestep (`int` or `torch.Tensor` of one element): t, where the step ends.
+            sample (`torch.Tensor` of shape `(B, C, ...)`): x_s at the next lower timestep of the grid; x_0 at first.
+            return_dict (`bool`, defaults to `True`): Whether to return a `DDIMSchedulerOutput` or a plain tuple.
+
+        Returns:
+            `DDIMSchedulerOutput` or `tuple`: `prev_sample` (x_t) and `pred_original_sample` (x_0), in the sample's
+            dtype. x_0 is clipped or thresholded as the config says, which is no inversion where it changes x_0.
+
+        Raises:
+            ValueError, TypeError: As `EtaDDIMScheduler.step`; and where the step forgets x_t: from x_0 with prediction
+                type `"sample"`.
+        """
+        self._check_timesteps_are_set()
+        _check_step_arguments(model_output, sample)
+        t, dtype, config = self._check_timestep(timestep), _computing_dtype(sample), self.config
+        self._check_signal([t])
+        row = _Row(*self._table[t].tolist())
+        model_output = _cast(self._mean_output(model_output, sample), dtype)
+
+        # 1. the sampler's step is x_s = a x_t + b m, where m is the model output
+        alpha_t, sigma_t, alpha_s, sigma_s = row[:4]
+        if config.prediction_type == "epsilon":
+            a, b = alpha_s / alpha_t, sigma_s - alpha_s * sigma_t / alpha_t
+        elif config.prediction_type == "sample":
+            a, b = sigma_s / sigma_t, alpha_s - sigma_s * alpha_t / sigma_t
+        else:
+            a, b = alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
+        if a == 0:
+            raise ValueError(
+                f"`prediction_type` {config.prediction_type!r} cannot be inverted at timestep {t}: the sampler's step "
+                "from there does not depend on the sample."
+            )
+        sample, dtype_of_sample = _cast(sample, dtype), sample.dtype
+        next_sample = (sample - b * model_output) / a
+
+        # 2. eps from x_t and m, x_0 from x_s = alpha_s x_0 + sigma_s eps; x_0 is thresholded or clipped
+        *_, r, w = _prediction_coefficients(config.prediction_type, alpha_t, sigma_t)
+        epsilon = r * next_sample + w * model_output
+        pred_original_sample = (sample - sigma_s * epsilon) / alpha_s
+        if config.thresholding:
+            pred_original_sample = self._threshold_sample(pred_original_sample)
+        elif config.clip_sample:
+            pred_original_sample = pred_original_sample.clamp(-config.clip_sample_range, config.clip_sample_range)
+        if config.thresholding or config.clip_sample:
+            next_sample = alpha_t * pred_original_sample + sigma_t * epsilon
+
+        next_sample = _cast(next_sample, dtype_of_sample)
+        pred_original_sample = _cast(pred_original_sample, dtype_of_sample)
+        if not return_dict:
+            return next_sample, pred_original_sample
+        return DDIMSchedulerOutput(prev_sample=next_sample, pred_original_sample=pred_original_sample)
 
 
 # ------------------------------------------------------------------------------------------------------ noise schedules

@@ -1,6 +1,6 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
-"""Unconditional image generation with DDIM (https://arxiv.org/abs/2010.02502).
+"""Image generation, inversion, interpolation and editing with DDIM (https://arxiv.org/abs/2010.02502).
 
 This file needs diffusers, huggingface_hub, numpy and torch alone, so that it can be shipped inside a model repository.
 """
@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.utils import logging
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import (
     CommitInfo,
@@ -36,6 +37,9 @@ from huggingface_hub import (
 logger = logging.get_logger(__name__)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+METHODS = ("ddim", "o_belm")
+INVERSION_METHODS = ("fixed_point", "plain", "o_belm", "noise_record")
+PATIENCE = 3  # iterations without a smaller residual after which an image is given up
 NOT_UPLOADED = ["checkpoint-*/*", "unfinished-*/*", "logs/*", ".*", "*/.*"]  # a training's own files, hidden ones
 CONFIG_NAMES = ("model_index.json", "config.json", "scheduler_config.json")
 
@@ -52,9 +56,71 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
     return [torch.Generator().manual_seed(int(state[0]) >> 1) for state in states]
 
 
+def slerp(a: torch.Tensor, b: torch.Tensor, fractions: float | list[float] | torch.Tensor) -> torch.Tensor:
+    """
+    Spherical interpolation (the paper's section 5.3), with one angle for each image.
+
+    Args:
+        a, b (`torch.Tensor` of shape `(..., C, H, W)`): The ends. Parallel ones, or the same one twice, do no harm.
+        fractions (`float`, or `list` or `torch.Tensor` of n): Places between a, at 0, and b, at 1.
+
+    Returns:
+        `torch.Tensor` of the ends' shape and dtype, after a dimension of length n if there are n fractions.
+
+    Raises:
+        ValueError, TypeError: If the ends differ in shape, are no images, or point in opposite directions (then no arc
+            is the shortest); or if an end is zero.
+    """
+    for name, end in (("a", a), ("b", b)):
+        if not isinstance(end, torch.Tensor) or not end.is_floating_point() or end.ndim < 3:
+            raise TypeError(f"`{name}` must be a floating point tensor of shape (..., C, H, W), but is {end!r}.")
+    if a.shape != b.shape:
+        raise ValueError(f"`b` must have the shape of `a`, {tuple(a.shape)}, but has {tuple(b.shape)}.")
+    u, v = (end.float() / torch.linalg.vector_norm(end.float(), dim=(-3, -2, -1), keepdim=True) for end in (a, b))
+    difference, total = (torch.linalg.vector_norm(x, dim=(-3, -2, -1), keepdim=True) for x in (u - v, u + v))
+    if not (total > 1e-4).all():
+        raise ValueError("`a` and `b` must not be zero, not finite or opposite: no arc leads from one to the other.")
+    turns = 2 / torch.pi * torch.atan2(difference, total)  # the angle over pi, accurate where an arc cosine is not
+    try:
+        fractions = torch.as_tensor(fractions, dtype=torch.float32, device=a.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"`fractions` must be a number or a list of them, but is {fractions!r}.") from None
+    f = fractions.view(*fractions.shape, *(1,) * a.ndim)
+    # sin(f angle) / sin(angle), by sinc(x) = sin(pi x) / (pi x), which has no 0/0
+    of_a, of_b = (g * torch.sinc(g * turns) / torch.sinc(turns) for g in (1 - f, f))
+    return (of_a * a + of_b * b).to(a.dtype)
+
+
+@dataclass
+class EtaDDIMInversionOutput(BaseOutput):
+    """
+    What `EtaDDIMPipeline.invert` found.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, C, H, W)`):
+            x_T, or rather the sample at the first timestep of the grid; float32, for `"o_belm"` float64.
+        model_calls (`int`):
+            How often the UNet was called.
+        residuals (`torch.Tensor` of shape `(N, B)`, *optional*):
+            Of `"fixed_point"`: for each step, in the order of sampling, and each image, how far the sampler's step from
+            the solution misses where it should go, as root mean square over the pixels, of images in [-1, 1]. Of
+            `"noise_record"` only the last step is solved; the others are 0.
+        prev_latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
+            Of `"o_belm"`: the sample after the first step.
+        variance_noise (`torch.Tensor` of shape `(N, B, C, H, W)`, *optional*):
+            Of `"noise_record"`: the noise z of every step.
+    """
+
+    latents: torch.Tensor
+    model_calls: int
+    residuals: torch.Tensor | None = None
+    prev_latents: torch.Tensor | None = None
+    variance_noise: torch.Tensor | None = None
+
+
 class EtaDDIMPipeline(DiffusionPipeline):
     r"""
-    Generates images with a `UNet2DModel` that was trained as a DDPM.
+    Generates, inverts, interpolates and edits images with a `UNet2DModel` that was trained as a DDPM.
 
     Args:
         unet (`UNet2DModel`):
@@ -89,7 +155,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         num_inference_steps: int = 50,
         eta: float | None = None,
         timesteps: list[int] | None = None,
@@ -97,6 +163,16 @@ class EtaDDIMPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         class_labels: list[int] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        image: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None,
+        strength: float | None = None,
+        mask: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None,
+        num_resamples: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        variance_noise: torch.Tensor | None = None,
+        method: str = "ddim",
+        prev_latents: torch.Tensor | None = None,
         use_clipped_model_output: bool | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -104,13 +180,13 @@ class EtaDDIMPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' spelling; read only)
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Samples images from noise.
+        Samples images from noise, or from a start image, or within a mask.
 
         Args:
-            batch_size (`int`, defaults to 1):
-                Number B of images, at least 1.
+            batch_size (`int`, *optional*):
+                Number B of images, at least 1. If not given, that of `latents`, `image` or `class_labels`, or 1.
             num_inference_steps (`int`, defaults to 50):
-                Number of model calls, at least 1. Not used if `timesteps` are given.
+                Number N of steps, at least 1. Not used if `timesteps` are given.
             eta (`float`, *optional*):
                 eta of the paper's eq. (16), in [0, 1]: 0 is deterministic, 1 is DDPM's ancestral sampling. The
                 scheduler's own value if not given.
@@ -121,9 +197,36 @@ class EtaDDIMPipeline(DiffusionPipeline):
             generator (`torch.Generator` or a list of B, *optional*):
                 Source of all noise, instead of `seed`. `image_generators` makes such a list.
             latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
-                The starting noise x_T, standard normal.
+                The starting noise x_T, standard normal. With `image`, the noise that is added to it.
             class_labels (`list[int]` or `torch.Tensor` of B integers, *optional*):
                 Classes, for a class-conditional UNet.
+            guidance_scale (`float`, defaults to 1.0):
+                w of classifier-free guidance (https://arxiv.org/abs/2207.12598), finite: the model output is
+                `without + w (with - without)` class. If it is not 1, the last of the UNet's `num_class_embeds` classes
+                is taken as "no class", which the UNet must have been trained with; a step calls it once, for 2B images.
+            image (PIL image or a list of B, array `(B, H, W, C)` or tensor `(B, C, H, W)` in [0, 1], *optional*):
+                The start image x_0, what `output_type` `"pil"`, `"np"` and `"pt"` return. One image serves the whole
+                batch.
+            strength (`float`, *optional*):
+                How much of `image` is replaced, in (0, 1]: of the N steps the last `max(1, round(strength * N))` are
+                done, from `image` with the noise of the first of them. 0.8 if not given, 1 with a `mask`.
+            mask (as `image`, with one channel, *optional*):
+                Where to paint `image` anew: 1 (white) is painted, 0 is kept; values between are mixed. After each step
+                the kept region is set to `image` with the noise of the timestep arrived at.
+            num_resamples (`int`, defaults to 1):
+                How often each step within a mask is done: after all but the last time the noise of the step is added
+                again, so that the painted region learns of the kept one (RePaint, https://arxiv.org/abs/2201.09865).
+            height, width (`int`, *optional*):
+                Size of the images, divisible by the UNet's reduction. The UNet's `sample_size` if not given.
+            variance_noise (`torch.Tensor` of shape `(N, B, C, H, W)`, *optional*):
+                The noise z of each step that is done, instead of the generator's; standard normal, or from
+                `invert(..., method="noise_record")`.
+            method (`str`, defaults to `"ddim"`):
+                `"ddim"`: the scheduler's step. `"o_belm"`: after the first step the midpoint rule
+                `EtaDDIMScheduler.midpoint_step`, second order, eta = 0, which `invert(..., method="o_belm")` runs
+                backwards; the state is float64.
+            prev_latents (`torch.Tensor` of shape `(B, C, H, W)`, *optional*):
+                For `"o_belm"`: the sample after the first step, which is left out then.
             use_clipped_model_output (`bool`, *optional*):
                 Re-derive epsilon from the clipped x_0. The scheduler's own value if not given.
             output_type (`str`, defaults to `"pil"`):
@@ -152,7 +255,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
         >>> images = pipe(batch_size=4, num_inference_steps=20, seed=0).images
         ```
         """
-        shape = self.check_inputs(
+        if strength is None:
+            strength = 0.8 if image is not None and mask is None else 1.0
+        shape, start, mask = self.check_inputs(
             batch_size,
             num_inference_steps,
             eta,
@@ -161,6 +266,16 @@ class EtaDDIMPipeline(DiffusionPipeline):
             generator,
             latents,
             class_labels,
+            guidance_scale,
+            image,
+            strength,
+            mask,
+            num_resamples,
+            height,
+            width,
+            variance_noise,
+            method,
+            prev_latents,
             use_clipped_model_output,
             output_type,
             callback_on_step_end,
@@ -168,37 +283,58 @@ class EtaDDIMPipeline(DiffusionPipeline):
         )
         device = self._execution_device
         if seed is not None:
-            generator = image_generators(seed, range(batch_size))
+            generator = image_generators(seed, range(shape[0]))
 
         # 1. the grid: on the host for the scheduler, on the device for the model, so that no step makes the host wait
-        if timesteps is None:
-            self.scheduler.set_timesteps(num_inference_steps)
-        else:
-            self.scheduler.set_timesteps(timesteps=timesteps)
-        steps = list(zip(self.scheduler.timesteps, self.scheduler.timesteps.to(device), strict=True))
+        self._set_timesteps(num_inference_steps, timesteps, method)
+        num_steps = max(1, round(strength * len(self.scheduler.timesteps)))
+        grid = self.scheduler.timesteps[-num_steps:]
+        steps = list(zip(grid, grid.to(device), [*grid[1:].tolist(), -1], strict=True))
 
-        # 2. x_T; the state stays float32 whatever the model's dtype
+        # 2. x_T, or the image with noise; the state stays float32, or float64, whatever the model's dtype
+        dtype = _exact_dtype(device) if method == "o_belm" else torch.float32
         if latents is None:
             latents = randn_tensor(shape, generator, device, torch.float32) * self.scheduler.init_noise_sigma
-        latents = latents.to(device, torch.float32)
+        latents = latents.to(device, dtype)
+        if start is not None:
+            start, noise = start.to(device), latents
+            latents = self._add_noise(start, noise, grid[0])
+        if mask is not None:
+            mask = mask.to(device)
         if class_labels is not None:
             class_labels = torch.as_tensor(class_labels, device=device)
+        last_latents = None
+        if prev_latents is not None:
+            latents, last_latents = prev_latents.to(device, dtype), latents
+            steps = steps[1:]
 
         # 3. the loop
         given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output, "generator": generator}
-        step_kwargs = {name: value for name, value in given.items() if value is not None}
-        for i, (t, t_on_device) in enumerate(self.progress_bar(steps)):
-            model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
-            model_output = self.unet(model_input, t_on_device, class_labels).sample
-            latents = self.scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
+        step_kwargs: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        for i, (t, t_on_device, s) in enumerate(self.progress_bar(steps)):
+            if variance_noise is not None:
+                step_kwargs |= {"generator": None, "variance_noise": variance_noise[i].to(device, dtype)}
+            for resample in reversed(range(num_resamples)):
+                model_output = self._predict(latents, t, t_on_device, class_labels, guidance_scale)
+                if method == "o_belm" and last_latents is not None:
+                    sample = self.scheduler.midpoint_step(model_output, t, latents, last_latents)
+                else:
+                    sample = self.scheduler.step(model_output, t, latents, **step_kwargs).prev_sample
+                if mask is not None:
+                    sample = mask * sample + (1 - mask) * self._add_noise(start, noise, s)
+                if resample:
+                    ratio = self._alpha_cumprod(t) / self._alpha_cumprod(s)
+                    fresh = randn_tensor(shape, generator, device, torch.float32)
+                    sample = ratio.sqrt() * sample + (1 - ratio).sqrt() * fresh
+                latents, last_latents = sample, latents
             if callback_on_step_end is not None:
                 tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                 returned = callback_on_step_end(self, i, t, tensors)
                 if isinstance(returned, dict) and "latents" in returned:
-                    latents = returned["latents"].to(device, torch.float32)
+                    latents = returned["latents"].to(device, dtype)
 
         # 4. the images
-        images: Any = latents
+        images: Any = latents.float()
         if output_type != "latent":
             images = (images / 2 + 0.5).clamp(0, 1)
         if output_type in ("np", "pil"):
@@ -211,6 +347,273 @@ class EtaDDIMPipeline(DiffusionPipeline):
             return (images,)
         return ImagePipelineOutput(images=images)
 
+    @torch.no_grad()
+    def invert(
+        self,
+        image: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor,
+        num_inference_steps: int = 50,
+        method: str = "fixed_point",
+        tolerance: float = 2e-7,
+        max_iterations: int = 30,
+        timesteps: list[int] | None = None,
+        eta: float = 1.0,
+        seed: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        class_labels: list[int] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> EtaDDIMInversionOutput:
+        r"""
+        Finds the noise from which a call with the same steps makes the given images.
+
+        Sampling with eta = 0 goes from x_t to x_s = f(x_t), and inversion solves that for x_t, from the image upwards.
+        Clipping forgets x_t, so the scheduler must not clip.
+
+        Args:
+            image (PIL image or a list of B, array `(B, H, W, C)` or tensor `(B, C, H, W)` in [0, 1]):
+                The images.
+            num_inference_steps (`int`, defaults to 50):
+                Number N of steps, at least 1. Not used if `timesteps` are given.
+            method (`str`, defaults to `"fixed_point"`):
+                `"fixed_point"`: solves each step by x_t <- x_t + h (x_s - f(x_t)), with the h of Barzilai and Borwein
+                (https://doi.org/10.1093/imanum/8.1.141) for each image. It starts at the plain inversion and keeps the
+                iterate of the smallest residual, so that no step is solved worse than by the plain inversion.
+                `"plain"`: that start alone, what `EtaDDIMInverseScheduler` gives; N model calls.
+                `"o_belm"`: for a call with `method="o_belm"` and `prev_latents`, exact by algebra; N - 1 model calls
+                and a fixed point for the first step.
+                `"noise_record"`: for a call with the same `eta` and with `variance_noise`: each x_t is the image with
+                noise of its own (https://arxiv.org/abs/2304.06140), and the z of each step is what leads from one to
+                the next; exact, but for the step to x_0, which is a fixed point.
+            tolerance (`float`, defaults to 2e-7):
+                Root mean square of the residual x_s - f(x_t) at which an image's step is solved, positive.
+            max_iterations (`int`, defaults to 30):
+                Largest number of iterations of a step, at least 1. With 1, the plain inversion and its residual.
+            timesteps (`list[int]`, *optional*):
+                The timesteps to visit, strictly decreasing, if the scheduler takes them.
+            eta (`float`, defaults to 1.0):
+                For `"noise_record"`: eta of eq. (16), in (0, 1].
+            seed (`int`, *optional*):
+                For `"noise_record"`: gives image k a generator of its own, as in a call.
+            generator (`torch.Generator` or a list of B, *optional*):
+                For `"noise_record"`: source of the noise, instead of `seed`.
+            class_labels, guidance_scale, height, width:
+                As in a call.
+
+        Returns:
+            `EtaDDIMInversionOutput`: the latents, and what belongs to the method. The log says how many steps stayed
+            above `tolerance`, if any.
+
+        Raises:
+            ValueError, TypeError: For an argument of wrong value, shape or type, or a scheduler that clips, before any
+                work is done.
+
+        Example:
+
+        ```py
+        >>> found = pipe.invert(image, num_inference_steps=50)
+        >>> same_image = pipe(latents=found.latents, num_inference_steps=50).images[0]
+        ```
+        """
+        _check_choice("method", method, INVERSION_METHODS)
+        _check_number("tolerance", tolerance, 0.0, open_interval=True)
+        _check_integer("max_iterations", max_iterations, 1)
+        _check_number("eta", eta, 0.0, 1.0)
+        if method == "noise_record" and eta == 0:
+            raise ValueError("`eta` must be above 0 for a noise record, but is 0: no step takes any noise then.")
+        self._check_grid(num_inference_steps, timesteps)
+        needed = {"o_belm": "midpoint_step", "noise_record": "noise_between"}.get(method, "step")
+        self._check_method_of_scheduler("method", method, needed)
+        self._check_scheduler_does_not_clip()
+        sample = _to_tensor("image", image, self.unet.config.in_channels)
+        self._check_size("image", sample, height, width)
+        self._check_class_labels(class_labels, guidance_scale, len(sample))
+        _check_randomness(seed, generator, len(sample))
+
+        # 1. the grid, upwards from x_0: each t with the level s below it
+        device = self._execution_device
+        self._set_timesteps(num_inference_steps, timesteps, method)
+        ascending = self.scheduler.timesteps.flip(0)
+        steps = list(zip(ascending, ascending.to(device), [-1, *ascending[:-1].tolist()], strict=True))
+        sample = 2 * sample.to(device) - 1
+        if class_labels is not None:
+            class_labels = torch.as_tensor(class_labels, device=device)
+
+        calls = 0
+
+        def predict(sample, t, t_on_device, rows=slice(None)):
+            nonlocal calls
+            calls += 1
+            labels = None if class_labels is None else class_labels[rows]
+            return self._predict(sample, t, t_on_device, labels, guidance_scale)
+
+        def solve(sample, t, t_on_device, s):
+            """x_t and the residual of each image; the plain inversion if there are no iterations."""
+
+            def residual(x, rows):
+                return sample[rows] - self.scheduler.step(predict(x, t, t_on_device, rows), t, x, eta=0.0).prev_sample
+
+            iterations = 0 if method == "plain" else max_iterations
+            return _solve(residual, sample, self._inverse_gain(t, s), tolerance, iterations)
+
+        # 2. the method
+        residuals = torch.zeros(len(steps), len(sample), device=device)
+        prev_latents = variance_noise = None
+        if method in ("plain", "fixed_point"):
+            for i, step in enumerate(self.progress_bar(steps)):
+                sample, residuals[-1 - i] = solve(sample, *step)
+        elif method == "o_belm":
+            dtype = _exact_dtype(device)
+            prev_latents, (sample, _) = sample.to(dtype), solve(sample, *steps[0])
+            sample = sample.to(dtype)
+            for t, t_on_device, _ in self.progress_bar(steps[:-1]):
+                model_output = predict(sample, t, t_on_device)
+                upper = self.scheduler.midpoint_step(model_output, t, sample, prev_latents, inverse=True)
+                prev_latents, sample = sample, upper
+        else:
+            if seed is not None:
+                generator = image_generators(seed, range(len(sample)))
+            first, residuals[-1] = solve(sample, *steps[0])
+            noisy = [sample, first]  # x_0 and the samples at the timesteps
+            for t, *_ in steps[1:]:
+                noise = randn_tensor(sample.shape, generator, device, torch.float32)
+                noisy.append(self._add_noise(noisy[0], noise, t))
+            sample, noises = noisy[-1], []
+            state = sample
+            for (t, t_on_device, _), target in zip(self.progress_bar(steps[::-1]), noisy[-2::-1], strict=True):
+                model_output = predict(state, t, t_on_device)
+                noises.append(self.scheduler.noise_between(model_output, t, state, target, eta=eta))
+                state = self.scheduler.step(model_output, t, state, eta=eta, variance_noise=noises[-1]).prev_sample
+            variance_noise = torch.stack(noises)
+
+        self.maybe_free_model_hooks()
+        is_tested = method in ("fixed_point", "noise_record")
+        if is_tested and (unsolved := int((residuals > tolerance).sum())):
+            logger.warning(
+                f"{unsolved} of {len(steps)} x {len(sample)} steps are not solved to `tolerance` {tolerance}: the "
+                f"largest residual is {residuals.max():.2g}. More `num_inference_steps` or `max_iterations` may help."
+            )
+        return EtaDDIMInversionOutput(
+            latents=sample,
+            model_calls=calls,
+            residuals=residuals if is_tested else None,
+            prev_latents=prev_latents,
+            variance_noise=variance_noise,
+        )
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        a: Any,
+        b: Any,
+        n: int,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        class_labels: list[int] | torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Images on the way from one to another: `slerp` between their latents x_T, sampled with eta = 0 (the paper's
+        section 5.3).
+
+        Args:
+            a, b (`int`, or a list of B; PIL image, a list of B or array `(B, H, W, C)`; tensor `(B, C, H, W)`):
+                The ends: seeds, of the first image that a call with this `seed` makes; images, which are inverted; or,
+                a tensor, latents x_T.
+            n (`int`):
+                Number of images from a to b, both ends included, at least 2.
+            num_inference_steps (`int`, defaults to 50):
+                Number of steps, at least 1. Not used if `timesteps` are given.
+            timesteps, guidance_scale, output_type, return_dict:
+                As in a call.
+            class_labels (`list[int]` or `torch.Tensor` of B integers, *optional*):
+                Classes of the B pairs, for a class-conditional UNet.
+
+        Returns:
+            `ImagePipelineOutput` or `tuple`: B times n images, those of the first pair first.
+
+        Raises:
+            ValueError, TypeError: For an argument of wrong value, shape or type.
+        """
+        _check_integer("n", n, 2)
+        settings: dict[str, Any] = {
+            "num_inference_steps": num_inference_steps,
+            "timesteps": timesteps,
+            "guidance_scale": guidance_scale,
+        }
+        start, end = (self._as_latents(name, x, class_labels, settings) for name, x in (("a", a), ("b", b)))
+        latents = slerp(start, end, torch.linspace(0, 1, n)).transpose(0, 1).flatten(0, 1)
+        if class_labels is not None:
+            class_labels = torch.as_tensor(class_labels).repeat_interleave(n)
+        return self(
+            eta=0.0,
+            latents=latents,
+            class_labels=class_labels,
+            height=latents.shape[2],
+            width=latents.shape[3],
+            output_type=output_type,
+            return_dict=return_dict,
+            **settings,
+        )
+
+    def _as_latents(self, name: str, end: Any, class_labels: Any, settings: dict[str, Any]) -> torch.Tensor:
+        seeds = end if isinstance(end, list) else [end]
+        if seeds and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+            for seed in seeds:
+                _check_integer(name, seed, 0)
+            generators = [image_generators(seed, [0])[0] for seed in seeds]
+            shape = (len(seeds), self.unet.config.in_channels, *self._image_size(None, None))
+            return randn_tensor(shape, generators, self._execution_device, torch.float32)
+        if isinstance(end, torch.Tensor):
+            if end.ndim != 4:
+                raise ValueError(f"`{name}` must have the shape (B, C, H, W), but has {tuple(end.shape)}.")
+            return end.to(self._execution_device, torch.float32)
+        image = _to_tensor(name, end, self.unet.config.in_channels)
+        return self.invert(image, class_labels=class_labels, **settings).latents
+
+    # --------------------------------------------------------------------------------------- steps of the loops above
+
+    def _set_timesteps(self, num_inference_steps: int, timesteps: list[int] | None, method: str):
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps)
+        else:
+            self.scheduler.set_timesteps(timesteps=timesteps)
+        first = self.scheduler.timesteps[0]
+        if method == "o_belm" and self._alpha_cumprod(first) == 0:
+            raise ValueError(f"`method` 'o_belm' cannot start at timestep {first}, where there is no signal.")
+
+    def _predict(self, latents, t, t_on_device, class_labels, guidance_scale) -> torch.Tensor:
+        """What the UNet returns for x_t, with classifier-free guidance."""
+        model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+        if guidance_scale == 1:
+            return self.unet(model_input, t_on_device, class_labels).sample
+        no_class = torch.full_like(class_labels, self.unet.config.num_class_embeds - 1)
+        twice = self.unet(torch.cat([model_input] * 2), t_on_device, torch.cat([class_labels, no_class])).sample
+        with_class, without = twice.float().chunk(2)
+        channels = latents.shape[1]  # a learned variance follows them
+        guided = torch.lerp(without[:, :channels], with_class[:, :channels], guidance_scale)
+        return torch.cat([guided, with_class[:, channels:]], dim=1)
+
+    def _alpha_cumprod(self, t: int | torch.Tensor) -> torch.Tensor:
+        """alpha-bar of a timestep, or of x_0 for -1."""
+        return self.scheduler.alphas_cumprod[t] if t >= 0 else torch.tensor(1.0)
+
+    def _add_noise(self, image, noise, t) -> torch.Tensor:
+        """The image, in [-1, 1], with the noise of a timestep; -1 is the image itself."""
+        return image if t < 0 else self.scheduler.add_noise(image, noise, torch.as_tensor(t).view(1))
+
+    def _inverse_gain(self, t: int | torch.Tensor, s: int) -> float:
+        """The gain of the step x_s = x_t / gain + factor * model_output, without clipping."""
+        bars = self.scheduler.alphas_cumprod
+        bar_t, bar_s = float(bars[t]), float(bars[s] if s >= 0 else self.scheduler.final_alpha_cumprod)
+        if self.scheduler.config.prediction_type == "epsilon":
+            return (bar_t / bar_s) ** 0.5
+        return 1 / max(1e-3, (bar_t * bar_s) ** 0.5 + ((1 - bar_t) * (1 - bar_s)) ** 0.5)
+
+    # -------------------------------------------------------------------------------------------------------- checks
+
     def check_inputs(
         self,
         batch_size,
@@ -221,60 +624,90 @@ class EtaDDIMPipeline(DiffusionPipeline):
         generator,
         latents,
         class_labels,
+        guidance_scale,
+        image,
+        strength,
+        mask,
+        num_resamples,
+        height,
+        width,
+        variance_noise,
+        method,
+        prev_latents,
         use_clipped_model_output,
         output_type,
         callback_on_step_end,
         callback_on_step_end_tensor_inputs,
-    ) -> tuple[int, int, int, int]:
-        """Checks the arguments of a call and returns the shape of its latents."""
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_inference_steps", num_inference_steps, 1),
-            ("seed", 0 if seed is None else seed, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, but is {value}.")
-        if eta is not None and (isinstance(eta, bool) or not isinstance(eta, int | float)):
-            raise TypeError(f"`eta` must be a number, but is {eta!r}.")
-        if eta is not None and not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must be in [0, 1], but is {eta!r}.")
+    ) -> tuple[tuple[int, int, int, int], torch.Tensor | None, torch.Tensor | None]:
+        """
+        Checks the arguments of a call. Returns the shape of its latents, the start image in [-1, 1] and the mask, each
+        with one image or B.
+        """
+        if batch_size is not None:
+            _check_integer("batch_size", batch_size, 1)
+        self._check_grid(num_inference_steps, timesteps)
+        if eta is not None:
+            _check_number("eta", eta, 0.0, 1.0)
         if use_clipped_model_output not in (None, True, False):
             raise TypeError(
                 f"`use_clipped_model_output` must be True, False or None, but is {use_clipped_model_output!r}."
             )
-        if timesteps is not None and "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
-            raise ValueError(f"`timesteps` are given, but {type(self.scheduler).__name__} takes none.")
-        if seed is not None and generator is not None:
-            raise ValueError("`seed` and `generator` cannot both be given: the noise has one source.")
-        generators = generator if isinstance(generator, list) else [generator]
-        if generator is not None and not all(isinstance(g, torch.Generator) for g in generators):
-            raise TypeError(f"`generator` must be a torch.Generator or a list of them, but is {generator!r}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` must hold `batch_size` = {batch_size} generators, but holds {len(generator)}."
-            )
-
+        channels = self.unet.config.in_channels
         if latents is not None and not (isinstance(latents, torch.Tensor) and latents.ndim == 4):
             raise TypeError(f"`latents` must be a tensor of shape (B, C, H, W), but are {latents!r}.")
-        size = self.unet.config.sample_size
-        if size is None and latents is None:
-            raise ValueError("`latents` must be given: the UNet's `sample_size` is None, so that the size is unknown.")
-        if isinstance(size, int):
-            size = (size, size)
-        height, width = latents.shape[-2:] if latents is not None and size is None else size
-        channels = self.unet.config.in_channels
-        shape = (batch_size, channels, height, width)
+        if image is not None:
+            image = 2 * _to_tensor("image", image, channels) - 1
+        if mask is not None:
+            mask = _to_tensor("mask", mask, 1)
+        if batch_size is None:
+            labels = None if class_labels is None else _to_labels(class_labels)
+            batch_size = max(len(given) for given in ([None], latents, image, labels) if given is not None)
+        _check_randomness(seed, generator, batch_size)
+
+        size = self._image_size(height, width, latents)
+        shape = (batch_size, channels, *size)
         if latents is not None and tuple(latents.shape) != shape:
             raise ValueError(f"`latents` must have the shape {shape}, but have {tuple(latents.shape)}.")
+        for name, tensor in (("image", image), ("mask", mask)):
+            if tensor is not None:
+                self._check_size(name, tensor, *size)
+                if len(tensor) not in (1, batch_size):
+                    raise ValueError(f"`{name}` must hold one image or `batch_size` = {batch_size}, not {len(tensor)}.")
+        if image is None and mask is not None:
+            raise ValueError("`mask` is given without an `image` to be kept outside of it.")
+        _check_number("strength", strength, 0.0, 1.0)
+        if strength == 0:
+            raise ValueError("`strength` must be in (0, 1], but is 0: no step would be done.")
+        if image is None and strength != 1:
+            raise ValueError(f"`strength` is {strength}, but there is no start `image`.")
+        _check_integer("num_resamples", num_resamples, 1)
+        if num_resamples > 1 and (mask is None or variance_noise is not None):
+            raise ValueError(f"`num_resamples` {num_resamples} needs a `mask` and goes without `variance_noise`.")
+        if image is not None:
+            image = image.expand(batch_size, -1, -1, -1)
 
-        if (class_labels is None) != (self.unet.class_embedding is None):
-            raise ValueError(
-                f"`class_labels` must be given exactly if the UNet is class-conditional, but are {class_labels!r}."
-            )
-        if class_labels is not None and tuple(torch.as_tensor(class_labels).shape) != (batch_size,):
-            raise ValueError(f"`class_labels` must hold `batch_size` = {batch_size} labels, but are {class_labels!r}.")
+        if variance_noise is not None:
+            self._check_method_of_scheduler("variance_noise", "given", "noise_between")
+            num_steps = max(1, round(strength * (num_inference_steps if timesteps is None else len(timesteps))))
+            if not isinstance(variance_noise, torch.Tensor) or tuple(variance_noise.shape) != (num_steps, *shape):
+                kind = getattr(variance_noise, "shape", variance_noise)
+                raise ValueError(f"`variance_noise` must be a tensor of shape {(num_steps, *shape)}, but is {kind}.")
+        _check_choice("method", method, METHODS)
+        if method == "o_belm":
+            self._check_method_of_scheduler("method", method, "midpoint_step")
+            self._check_scheduler_does_not_clip()
+            if image is not None or variance_noise is not None or (eta or self.scheduler.config.get("eta", 0.0)):
+                raise ValueError("`method` 'o_belm' goes without noise: no `image`, no `variance_noise`, and `eta` 0.")
+        elif prev_latents is not None:
+            raise ValueError(f"`prev_latents` belong to `method` 'o_belm', but it is {method!r}.")
+        if prev_latents is not None:
+            if latents is None:
+                raise ValueError("`prev_latents` are given without the `latents` that come before them.")
+            if not isinstance(prev_latents, torch.Tensor) or tuple(prev_latents.shape) != shape:
+                kind = getattr(prev_latents, "shape", prev_latents)
+                raise ValueError(f"`prev_latents` must be a tensor of shape {shape}, but are {kind}.")
+
+        self._check_class_labels(class_labels, guidance_scale, batch_size)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, but is {output_type!r}.")
         if output_type == "pil" and channels not in (1, 3, 4):
@@ -286,7 +719,70 @@ class EtaDDIMPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, but is {names!r}."
             )
-        return shape
+        return shape, image, mask
+
+    def _check_grid(self, num_inference_steps, timesteps):
+        _check_integer("num_inference_steps", num_inference_steps, 1)
+        if timesteps is not None and "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(f"`timesteps` are given, but {type(self.scheduler).__name__} takes none.")
+
+    def _check_method_of_scheduler(self, name: str, value: Any, needed: str):
+        if not hasattr(self.scheduler, needed):
+            raise ValueError(
+                f"`{name}` is {value!r}, but {type(self.scheduler).__name__} has no `{needed}`; use EtaDDIMScheduler."
+            )
+
+    def _check_scheduler_does_not_clip(self):
+        for name in ("clip_sample", "thresholding"):
+            if self.scheduler.config.get(name):
+                raise ValueError(
+                    f"`{name}` is True in the scheduler's config, and clipping cannot be inverted: set `pipe.scheduler "
+                    f"= EtaDDIMScheduler.from_config(pipe.scheduler.config, {name}=False)` for it and for sampling."
+                )
+
+    def _image_size(self, height: Any, width: Any, latents: torch.Tensor | None = None) -> tuple[int, int]:
+        """Height and width: what is given, or the UNet's, or that of the latents if it has none."""
+        size = self.unet.config.sample_size
+        if size is None and latents is not None:
+            size = tuple(latents.shape[-2:])
+        size = (size, size) if isinstance(size, int) or size is None else size
+        given = [value if other is None else other for value, other in zip(size, (height, width), strict=True)]
+        factor = 2 ** (len(self.unet.config.down_block_types) - 1)
+        for name, value in zip(("height", "width"), given, strict=True):
+            if value is None:
+                raise ValueError(f"`{name}` or `latents` must be given: the UNet's `sample_size` is None.")
+            _check_integer(name, value, 1)
+            if value % factor:
+                raise ValueError(f"`{name}` must be divisible by {factor} for this UNet, but is {value}.")
+        return given[0], given[1]
+
+    def _check_size(self, name: str, image: torch.Tensor, height: Any, width: Any):
+        size = self._image_size(height, width, image)
+        if tuple(image.shape[-2:]) != size:
+            raise ValueError(
+                f"`{name}` must have height and width {size}, but has {tuple(image.shape[-2:])}; resize it, or give "
+                "`height` and `width`."
+            )
+
+    def _check_class_labels(self, class_labels, guidance_scale, batch_size):
+        if (class_labels is None) != (self.unet.class_embedding is None):
+            raise ValueError(
+                f"`class_labels` must be given exactly if the UNet is class-conditional, but are {class_labels!r}."
+            )
+        number = self.unet.config.num_class_embeds
+        if class_labels is not None:
+            labels = _to_labels(class_labels)
+            if len(labels) != batch_size:
+                raise ValueError(
+                    f"`class_labels` must hold `batch_size` = {batch_size} labels, but are {class_labels!r}."
+                )
+            if number is not None and not ((labels >= 0) & (labels < number)).all():
+                raise ValueError(f"`class_labels` must be in 0..{number - 1}, but are {class_labels!r}.")
+        _check_number("guidance_scale", guidance_scale)
+        if guidance_scale != 1 and (class_labels is None or number is None):
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale}, but the UNet has no `num_class_embeds` classes to guide to."
+            )
 
     def save_pretrained(
         self,
@@ -563,3 +1059,116 @@ def _is_signed(path: Path) -> bool:
 
 def _json_block(settings: dict[str, Any]) -> str:
     return f"```json\n{json.dumps(settings, indent=2, default=str)}\n```"
+
+
+def _exact_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def _solve(
+    residual: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    sample: torch.Tensor,
+    gain: float,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Solves `residual(x, rows) = 0` for each image by x <- x + h residual. Returns the best iterate from the first on,
+    x = sample + gain residual(sample), and the root mean square of its residual.
+    """
+    rows = torch.arange(len(sample), device=sample.device)  # of the images that are not done
+    x, value = sample, residual(sample, rows)
+    new = x + gain * value
+    best, error = new.clone(), torch.full((len(sample),), torch.inf, device=sample.device)
+    waited = torch.zeros_like(rows)
+    for _ in range(max_iterations):
+        new_value = residual(new, rows)
+        new_error = new_value.square().mean((1, 2, 3)).sqrt()
+        better = new_error < error[rows]
+        best[rows[better]], error[rows[better]] = new[better], new_error[better]
+        waited = torch.where(better, 0, waited + 1)
+        going_on = (error[rows] > tolerance) & (waited < PATIENCE)
+        if not going_on.any():
+            break
+        x, value, new, new_value, rows, waited = (v[going_on] for v in (x, value, new, new_value, rows, waited))
+        # the h with which the last change of x would have removed the change of the residual
+        change, of_value = (new - x).flatten(1), (new_value - value).flatten(1)
+        h = -(change * of_value).sum(1) / of_value.square().sum(1).clamp(min=1e-30)
+        x, value = new, new_value
+        new = x + h.clamp(gain / 100, gain * 100).view(-1, 1, 1, 1) * value
+    return best, error
+
+
+def _to_tensor(name: str, image: Any, channels: int) -> torch.Tensor:
+    """Images as a float32 tensor (B, C, H, W) in [0, 1]."""
+    images = image if isinstance(image, list) else [image]
+    if images and all(isinstance(i, PIL.Image.Image) for i in images):
+        modes = {1: "L", 3: "RGB", 4: "RGBA"}
+        if channels not in modes or any(i.mode[0] in "IF" for i in images):
+            kinds = {i.mode for i in images}
+            raise ValueError(
+                f"`{name}` of mode {kinds} cannot be turned into 8 bits and {channels} channels; use an array."
+            )
+        if len({i.size for i in images}) > 1:
+            raise ValueError(f"`{name}` must hold images of one size, but has {sorted({i.size for i in images})}.")
+        array = np.stack([np.asarray(i.convert(modes[channels])).reshape(i.height, i.width, channels) for i in images])
+        return torch.from_numpy(array.astype(np.float32) / 255).permute(0, 3, 1, 2)
+    if isinstance(image, np.ndarray) and image.ndim == 4:
+        image = torch.from_numpy(image).permute(0, 3, 1, 2)
+    if isinstance(image, torch.Tensor) and image.dtype == torch.bool:
+        image = image.float()
+    if not isinstance(image, torch.Tensor) or image.ndim != 4 or not image.is_floating_point():
+        is_array = isinstance(image, np.ndarray | torch.Tensor)
+        kind = f"{image.dtype} of shape {tuple(image.shape)}" if is_array else repr(image)
+        raise TypeError(
+            f"`{name}` must be a PIL image, a list of them, or a floating point array (B, H, W, C) or tensor (B, C, H, "
+            f"W), but is {kind}."
+        )
+    if image.shape[1] != channels or not len(image):
+        raise ValueError(
+            f"`{name}` must hold at least one image of {channels} channels, but has the shape {tuple(image.shape)}."
+        )
+    if not ((image >= 0) & (image <= 1)).all():
+        raise ValueError(f"`{name}` must be in [0, 1], but is in [{image.min():.4g}, {image.max():.4g}].")
+    return image.float()
+
+
+def _to_labels(class_labels: Any) -> torch.Tensor:
+    try:
+        labels = torch.as_tensor(class_labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"`class_labels` must be a list of integers, but are {class_labels!r}.") from None
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"`class_labels` must be a list of integers, but are {class_labels!r}.")
+    return labels
+
+
+def _check_integer(name: str, value: Any, least: int):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}, but is {value}.")
+
+
+def _check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, open_interval: bool = False):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"`{name}` must be a number, but is {value!r}.")
+    if not (low < value < high if open_interval else low <= value <= high) or abs(value) == np.inf:
+        raise ValueError(f"`{name}` must be finite and in [{low}, {high}], but is {value!r}.")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]):
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}.")
+
+
+def _check_randomness(seed: Any, generator: Any, batch_size: int):
+    if seed is not None:
+        _check_integer("seed", seed, 0)
+    if seed is not None and generator is not None:
+        raise ValueError("`seed` and `generator` cannot both be given: the noise has one source.")
+    generators = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(g, torch.Generator) for g in generators):
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, but is {generator!r}.")
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"`generator` must hold `batch_size` = {batch_size} generators, but holds {len(generator)}.")

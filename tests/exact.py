@@ -4,8 +4,20 @@ import math
 from collections.abc import Callable
 
 import torch
+from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DOutput
 
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]
+SMALL_UNET = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}
 
 
 def alphas_cumprod(num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> torch.Tensor:
@@ -45,6 +57,18 @@ def empirical(data: torch.Tensor) -> Denoiser:
     return denoise
 
 
+def gaussian_mixture(means: torch.Tensor, std: float) -> Denoiser:
+    """E[x_0 | x_t] if x_0 is a row of `means` (K, ...), each as likely as the others, plus N(0, std^2 I)."""
+
+    def denoise(x_t, alpha_bar):
+        alpha, variance = math.sqrt(alpha_bar), alpha_bar * std**2 + 1 - alpha_bar
+        distances = (x_t[:, None] - alpha * means[None]).flatten(2).square().sum(2)
+        mean = torch.einsum("bk,k...->b...", torch.softmax(-distances / (2 * variance), dim=1), means)
+        return mean + alpha * std**2 / variance * (x_t - alpha * mean)
+
+    return denoise
+
+
 def model_output(prediction_type: str, x_0: torch.Tensor, x_t: torch.Tensor, alpha_bar: float) -> torch.Tensor:
     """What a model of that kind returns if it denoises x_t to x_0."""
     alpha, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
@@ -69,3 +93,17 @@ def sample(scheduler, denoiser: Denoiser, x: torch.Tensor, bars: torch.Tensor, p
         output = model_output(prediction_type, x_0, x.double(), alpha_bar).to(x.dtype)
         x = scheduler.step(output, t, x, **kwargs).prev_sample
     return x
+
+
+class ExactUNet(UNet2DModel):
+    """A UNet whose output is that of `denoiser`, as a model of the kind `prediction_type` gives it."""
+
+    denoiser: Denoiser
+    prediction_type = "epsilon"
+    bars = alphas_cumprod()
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        bar = self.bars[int(timestep)].item()
+        x_t = sample.double()
+        output = model_output(self.prediction_type, self.denoiser(x_t, bar), x_t, bar)
+        return UNet2DOutput(sample=output.to(sample.dtype))

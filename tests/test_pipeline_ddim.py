@@ -5,20 +5,10 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
-from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 
 import exact
-
-
-class ExactUNet(UNet2DModel):
-    """A UNet whose output is the epsilon of known data."""
-
-    def forward(self, sample, timestep, class_labels=None, return_dict=True):
-        bar = exact.alphas_cumprod()[int(timestep)].item()
-        epsilon = exact.model_output("epsilon", self.denoiser(sample.double(), bar), sample.double(), bar)
-        return UNet2DOutput(sample=epsilon.to(sample.dtype))
 
 
 def test_scheduler_with_eta_is_kept(unet):
@@ -104,7 +94,7 @@ def test_bfloat16_model_keeps_a_float32_state(unet):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_error_with_a_half_precision_model(dtype, record_property):
     """100 steps on N(0, 1/4) data: the loop of diffusers' pipeline, whose state has the model's dtype, against ours."""
-    unet = ExactUNet(sample_size=32, in_channels=1, block_out_channels=(8,) * 4, norm_num_groups=4).to(dtype)
+    unet = exact.ExactUNet(sample_size=32, in_channels=1, block_out_channels=(8,) * 4, norm_num_groups=4).to(dtype)
     unet.denoiser = exact.gaussian(0.0, 0.5)
     start = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
 
@@ -152,7 +142,7 @@ def test_class_labels():
 def test_published_notebook_setting(exact_denoiser):
     """96x96 RGB, every 20th timestep, eta = 0.003, batch of 4 (see the paper's reproductions)."""
     torch.manual_seed(0)
-    model_class = ExactUNet if exact_denoiser else UNet2DModel
+    model_class = exact.ExactUNet if exact_denoiser else UNet2DModel
     unet = model_class(
         sample_size=96,
         layers_per_block=1,
