@@ -11,46 +11,24 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import train_unconditional  # noqa: E402
-
-TINY = [
-    *("--resolution", "16", "--block_out_channels", "8", "16", "--layers_per_block", "1", "--attention_resolutions"),
-    *("--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "2", "--use_ema"),
-    *("--eval_batch_size", "4", "--ddpm_num_inference_steps", "3"),
-]
+from training import EXAMPLES, TINY, forget_accelerator, train, train_unconditional, write_images
 
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate_state():
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._shared_state.clear()
+    forget_accelerator()
 
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """16 gray images of 20x24 pixels, in two sub-folders."""
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for k in range(16):
-        path = folder / str(k % 2) / f"{k}.png"
-        path.parent.mkdir(exist_ok=True)
-        PIL.Image.fromarray(rng.integers(256, size=(20, 24), dtype=np.uint8)).save(path)
+    write_images(folder)
     return folder
-
-
-def train(*arguments):
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._shared_state.clear()
-    return train_unconditional.main([*TINY, *map(str, arguments)])
 
 
 def weights(folder):
