@@ -71,10 +71,17 @@ OTHER_OUTPUTS = (
 )
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default value where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a UNet2DModel on images and sample it by DDIM.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     group = parser.add_argument_group("data (one of the first two is needed)")
     group.add_argument("--train_data_dir", help="folder of images or .npy arrays, searched with its sub-folders")
