@@ -261,8 +261,6 @@ class ImageDataset(torch.utils.data.Dataset):
         for channels, name in seen.items():
             if channels != self.channels and (channels, self.channels) != (1, 3):
                 raise ValueError(f"The training image {name} has {channels} channels, not {self.channels}.")
-        if self.images is None:
-            logger.warning(f"The images take {size / 1e9:.1f} GB: they are decoded again in each epoch.")
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int):
@@ -723,6 +721,8 @@ def main(argv: list[str] | None = None) -> float:
     )
     with accelerator.local_main_process_first():  # which fills the cache of `datasets`
         dataset = ImageDataset(args)
+    if dataset.images is None:
+        logger.warning("The images do not fit in memory and are decoded in each epoch. See --dataloader_num_workers.")
     num_classes = None if dataset.class_names is None else len(dataset.class_names)
     global_batch_size = args.train_batch_size * accelerator.num_processes
     if len(dataset) < global_batch_size:
