@@ -67,7 +67,6 @@ FIXED_ARGUMENTS = (
 )
 OTHER_OUTPUTS = (
     *("unet", "scheduler", "model_index.json", "pipeline.py", "sample.png", "samples", "logs", "training_args.json"),
-    *("README.md",),
 )
 
 
