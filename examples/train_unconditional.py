@@ -15,7 +15,6 @@ processes together, so that their number changes nothing either.
 
 import argparse
 import contextlib
-import io
 import json
 import logging
 import math
@@ -26,17 +25,11 @@ import shutil
 import signal
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
-import psutil
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator, DistributedType, skip_first_batches
 from accelerate.logging import get_logger
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -51,13 +44,13 @@ from tqdm.auto import tqdm
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, PREDICTION_TYPES, TIMESTEP_SPACINGS
 
+from image_dataset import ImageDataset, find_images
+
 logger = get_logger(__name__, log_level="INFO")
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKSUMS = "checksums.json"
 LOSS_LOG = "logs/losses.jsonl"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
-IMAGE_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of channels
 TIMESTEP_BUCKETS = 4  # the log has the loss of each quarter of the timesteps
 # what a checkpoint depends on, and a resumed run must therefore not change
 FIXED_ARGUMENTS = (
@@ -220,148 +213,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--hub_model_id, --hub_private_repo and --hub_token need --push_to_hub")
     args.resolution = [args.resolution[0], args.resolution[-1]]
     return args
-
-
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-class ImageDataset(torch.utils.data.Dataset):
-    """
-    All images, scaled to cover `resolution`: decoded once, which shows that each can be read, and kept in memory if
-    they fit, 8-bit images as bytes, others as float.
-
-    An item is one of them, cropped and maybe mirrored, float32 of shape (C, *resolution) in [-1, 1], and the number of
-    its class. Order, crops and flips are drawn from the seed and the epoch.
-    """
-
-    def __init__(self, args: argparse.Namespace):
-        self.items, self.labels, self.class_names = find_images(args)
-        self.resolution, self.center_crop, self.random_flip = args.resolution, args.center_crop, args.random_flip
-        self.given_channels, self.seed = args.channels, args.seed
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        limit = psutil.virtual_memory().available / 2 / processes
-        if args.image_cache_gb is not None:
-            limit = args.image_cache_gb * 1e9
-
-        self.images: list[torch.Tensor] | None = []
-        size, seen = 0, dict[int, str]()
-        is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        with ThreadPoolExecutor() as pool:
-            images = pool.map(self._load, range(len(self.items)))
-            bar = tqdm(images, "Decoding", total=len(self.items), leave=False, disable=not is_first)
-            for index, image in enumerate(bar):
-                seen.setdefault(len(image), _name(self.items[index]))
-                size += image.nbytes
-                if size > limit:
-                    self.images = None
-                elif self.images is not None:
-                    self.images.append(image)
-        self.channels = args.channels or max(seen)
-        for channels, name in seen.items():
-            if channels != self.channels and (channels, self.channels) != (1, 3):
-                raise ValueError(f"The training image {name} has {channels} channels, not {self.channels}.")
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int):
-        """Draws the order, the crops and the flips. Called by accelerate at the start of each epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
-        self.order = rng.permutation(len(self.items))
-        self.draws = rng.random((len(self.items), 3))
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        index = self.order[position]
-        image = self._load(index) if self.images is None else self.images[index]
-        (height, width), (top, left, flip) = self.resolution, self.draws[index]
-        top, left = (
-            space // 2 if self.center_crop else int((space + 1) * draw)
-            for space, draw in ((image.shape[1] - height, top), (image.shape[2] - width, left))
-        )
-        image = image[:, top : top + height, left : left + width].expand(self.channels, -1, -1)
-        if self.random_flip and flip < 0.5:
-            image = image.flip(-1)
-        scale = 255 if image.dtype == torch.uint8 else 1
-        return image.float() / scale * 2 - 1, self.labels[index]
-
-    def _load(self, index: int) -> torch.Tensor:
-        """Decodes an image and scales it so that it just covers the resolution."""
-        item = self.items[index]
-        try:
-            image = _decode(item, self.given_channels)
-        except Exception as error:
-            raise ValueError(f"The training image {_name(item)} cannot be read: {error}") from error
-        scale = max(new / old for new, old in zip(self.resolution, image.shape[1:], strict=True))
-        if scale == 1:
-            return image.contiguous()
-        size = [max(new, round(scale * old)) for new, old in zip(self.resolution, image.shape[1:], strict=True)]
-        pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-        return pixels.round().clamp(0, 255).byte() if image.dtype == torch.uint8 else pixels
-
-
-def find_images(args: argparse.Namespace) -> tuple[Sequence[Path | dict], list[int], list[str] | None]:
-    """The images of the folder or data set, as paths or encoded bytes, the number of the class of each, the classes."""
-    if args.train_data_dir is not None:
-        files = Path(args.train_data_dir).rglob("*")
-        paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-        if not paths:
-            raise ValueError(f"`train_data_dir` holds no images: {args.train_data_dir}")
-        if not args.class_conditional:
-            return paths, [0] * len(paths), None
-        parts = [path.relative_to(args.train_data_dir).parts for path in paths]
-        if min(map(len, parts)) < 2:
-            raise ValueError(
-                f"`class_conditional` needs each image in a sub-folder of its class, not {min(parts, key=len)[0]}."
-            )
-        names = sorted({part[0] for part in parts})
-        return paths, [names.index(part[0]) for part in parts], names
-
-    data = datasets.load_dataset(args.dataset_name, args.dataset_config_name, cache_dir=args.cache_dir, split="train")
-    for name in ["image_column"] + ["label_column"] * args.class_conditional:
-        if getattr(args, name) not in data.column_names:
-            raise ValueError(f"`{name}` must be one of {data.column_names}, but is {getattr(args, name)!r}.")
-    images = data.cast_column(args.image_column, datasets.Image(decode=False))[args.image_column]
-    if not args.class_conditional:
-        return images, [0] * len(images), None
-    labels = list(data[args.label_column])
-    feature = data.features[args.label_column]
-    if isinstance(feature, datasets.ClassLabel):
-        return images, labels, feature.names
-    values = sorted(set(labels))
-    return images, [values.index(label) for label in labels], [str(value) for value in values]
-
-
-def _name(item: Path | dict) -> str:
-    return str(item if isinstance(item, Path) else item["path"])
-
-
-def _decode(item: Path | dict, channels: int | None) -> torch.Tensor:
-    """An image file as (C, H, W): uint8, or float32 in [0, 1] where 8 bits do not hold it."""
-    if isinstance(item, Path) and item.suffix.lower() == ".npy":
-        pixels = np.load(item)
-        if pixels.ndim not in (2, 3):
-            raise ValueError(f"an array must have the shape (H, W) or (H, W, C), but has {pixels.shape}")
-        return _as_image(pixels, np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1)
-    source = item if isinstance(item, Path) else io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]
-    with PIL.Image.open(source) as image:
-        is_deep = image.mode.startswith(("I", "F"))
-        if not is_deep and any(";16" in str(tile[3]) for tile in image.tile):
-            raise ValueError("Pillow would cut its 16 bits of colour to 8; save it as a .npy array (H, W, C) of uint16")
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        if is_deep:  # 16-bit or float gray
-            return _as_image(np.asarray(image), 1 if image.mode == "F" else 65535)
-        gray = channels is None and image.mode in ("1", "L", "LA")
-        return _as_image(np.array(image.convert("L" if gray else IMAGE_MODES.get(channels or 3, "RGB"))), 255)
-
-
-def _as_image(pixels: np.ndarray, largest: int) -> torch.Tensor:
-    """Pixels (H, W) or (H, W, C) in [0, largest] as a tensor (C, H, W)."""
-    if largest != 255:
-        pixels = pixels.astype(np.float32) / largest
-        if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"pixels must be in [0, 1], but go from {pixels.min()} to {pixels.max()}")
-    return torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -596,9 +447,14 @@ def trim_loss_log(path: Path, step: int):
     """Drops the lines after a step, and half a line that a killed run left."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_whole(path, "".join(kept))
+
+
+def write_whole(path: Path, text: str):
+    """Writes a file under another name first, so that a kill leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(kept))
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    unfinished.write_text(text)
     unfinished.replace(path)
 
 
@@ -719,7 +575,8 @@ def main(argv: list[str] | None = None) -> float:
         rescale_betas_zero_snr=args.rescale_betas_zero_snr,
     )
     with accelerator.local_main_process_first():  # which fills the cache of `datasets`
-        dataset = ImageDataset(args)
+        found = find_images(args)
+    dataset = ImageDataset(args, *found)
     if dataset.images is None:
         logger.warning("The images do not fit in memory and are decoded in each epoch. See --dataloader_num_workers.")
     num_classes = None if dataset.class_names is None else len(dataset.class_names)
@@ -792,13 +649,15 @@ def main(argv: list[str] | None = None) -> float:
     if accelerator.is_main_process:
         if args.overwrite_output_dir:
             delete_outputs(args.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
         delete_unfinished(args.output_dir)
-        (output_dir / "training_args.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(output_dir / "training_args.json", json.dumps(record, indent=2) + "\n")
         trim_loss_log(output_dir / LOSS_LOG, global_step)
     accelerator.wait_for_everyone()
-    tracker_options = {"tensorboard": {"purge_step": global_step + 1}} if global_step else {}
-    accelerator.init_trackers("train", {name: str(value) for name, value in record.items()}, tracker_options)
+    accelerator.init_trackers(
+        "train",
+        config={name: str(value) for name, value in record.items()},
+        init_kwargs={"tensorboard": {"purge_step": global_step + 1}},  # hides what a killed run logged after it
+    )
     logger.info(
         f"{len(dataset)} images, {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, "
         f"{accelerator.num_processes} x {accelerator.device.type}, step {global_step} of {max_train_steps}, "

@@ -261,7 +261,8 @@ def write(path, array):
 
 def load(folder, *arguments):
     arguments = ["--train_data_dir", str(folder), *map(str, arguments)]
-    return train_unconditional.ImageDataset(train_unconditional.parse_args(arguments))
+    arguments = train_unconditional.parse_args(arguments)
+    return train_unconditional.ImageDataset(arguments, *train_unconditional.find_images(arguments))
 
 
 def test_images_are_decoded_without_loss(tmp_path):
@@ -322,12 +323,11 @@ def test_dataset_name(tmp_path, monkeypatch):
         write(tmp_path / f"{k}.png", np.full((8, 8), k, dtype=np.uint8))
     data = datasets.Dataset.from_dict({"image": [e["path"] for e in encoded]}).cast_column("image", datasets.Image())
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: data)
-    dataset = train_unconditional.ImageDataset(
-        train_unconditional.parse_args(["--dataset_name", "some/set", "--resolution", "8"])
-    )
+    arguments = train_unconditional.parse_args(["--dataset_name", "some/set", "--resolution", "8"])
+    dataset = train_unconditional.ImageDataset(arguments, *train_unconditional.find_images(arguments))
     assert {round((item.mean().item() + 1) / 2 * 255) for item, _ in dataset} == {0, 1, 2}
     with pytest.raises(ValueError, match="`image_column`"):
-        train_unconditional.ImageDataset(
+        train_unconditional.find_images(
             train_unconditional.parse_args(["--dataset_name", "some/set", "--image_column", "img"])
         )
 
