@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
     parser.add_argument("--train_data_dir", default="data/digits/train", help="folder of images")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to train")
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=[*MODELS], help="what to train")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # a process of this benchmark itself
     args = parser.parse_args(argv)

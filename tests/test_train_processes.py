@@ -19,12 +19,7 @@ import PIL.Image
 import pytest
 from accelerate import Accelerator
 
-from training import EXAMPLES, TINY, forget_accelerator, train, train_unconditional, write_images
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate_state():
-    forget_accelerator()
+from training import EXAMPLES, TINY, train, train_unconditional, write_images
 
 
 @pytest.fixture(scope="module")
