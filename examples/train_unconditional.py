@@ -564,6 +564,8 @@ def main(argv: list[str] | None = None) -> float:
     # 1. everything that can be refused is looked at before anything is written
     if accelerator.distributed_type == DistributedType.FSDP:
         raise ValueError("FSDP is not supported: previews, EMA and the saved pipeline need whole parameters. Use DDP.")
+    if args.logger != "none" and not accelerator.log_with:  # accelerate would go on without
+        raise ValueError(f"`logger` is {args.logger!r}, but accelerate finds no such package.")
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args)
     check_output_dir(args, checkpoint)

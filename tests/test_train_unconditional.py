@@ -483,6 +483,7 @@ def test_unreadable_image_is_named(image_folder, tmp_path, content):
         (("--train_batch_size", 17), "`train_batch_size`"),
         (("--resolution", 15), "`resolution`"),
         (("--resume_from_checkpoint", "nowhere"), "`resume_from_checkpoint`"),
+        (("--logger", "aim"), "`logger` is 'aim'"),
         (("--model_config_name_or_path", "wrong"), "channels"),
     ],
 )
