@@ -51,10 +51,10 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=[*MODELS], help="what to train")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
-    parser.add_argument("--run", help=argparse.SUPPRESS)  # a process of this benchmark itself
+    parser.add_argument("--variant", help=argparse.SUPPRESS)  # a process of this benchmark itself
     args = parser.parse_args(argv)
-    if args.run is not None:
-        result = run(args.run, args.models[0], args.train_data_dir, args.device)
+    if args.variant is not None:
+        result = run(args.variant, args.models[0], args.train_data_dir, args.device)
         if int(os.environ.get("RANK", 0)) == 0:
             print(json.dumps(result))
         return {}
@@ -100,7 +100,7 @@ def alternate(variants: list[str], model: str, args: argparse.Namespace, threads
             if "2 processes" in variant:
                 command += ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-endpoint", "localhost:0"]
                 command += ["--rdzv-backend", "c10d"]
-            command += [__file__, "--run", variant, "--models", model, "--train_data_dir", args.train_data_dir]
+            command += [__file__, "--variant", variant, "--models", model, "--train_data_dir", args.train_data_dir]
             command += ["--device", args.device]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
