@@ -5,8 +5,9 @@ Trains a `UNet2DModel` on images, as a DDPM, and saves a pipeline that samples i
 
     accelerate launch examples/train_unconditional.py --train_data_dir photos --output_dir outputs/photos
 
-The output folder holds the pipeline (`EtaDDIMPipeline.from_pretrained` loads it), `samples/` with preview grids,
-`checkpoint-N/` to resume from, and `logs/` with the losses, as JSON lines and for TensorBoard.
+`image_dataset.py` beside this file reads the images. The output folder holds the pipeline
+(`EtaDDIMPipeline.from_pretrained` loads it), `samples/` with preview grids, `checkpoint-N/` to resume from, and `logs/`
+with the losses, as JSON lines and for TensorBoard.
 
 All randomness of a step comes from the seed and the number of the step, never from what ran before, so that a resumed
 run continues on the same images and the same noise as one that was not interrupted. It is drawn for the images of all
