@@ -85,7 +85,7 @@ class ImageDataset(torch.utils.data.Dataset):
             images = pool.map(self._load, range(len(self.items)))
             bar = tqdm(images, "Decoding", total=len(self.items), leave=False, disable=not is_first)
             for index, image in enumerate(bar):
-                seen.setdefault(len(image), _name(self.items[index]))
+                seen.setdefault(len(image), self._name(index))
                 size += image.nbytes
                 if size > limit:
                     self.images = None
@@ -120,23 +120,22 @@ class ImageDataset(torch.utils.data.Dataset):
         scale = 255 if image.dtype == torch.uint8 else 1
         return image.float() / scale * 2 - 1, self.labels[index]
 
+    def _name(self, index: int) -> str:
+        item = self.items[index]
+        return str(item) if isinstance(item, Path) else item["path"] or f"number {index} of the data set"
+
     def _load(self, index: int) -> torch.Tensor:
         """Decodes an image and scales it so that it just covers the resolution."""
-        item = self.items[index]
         try:
-            image = _decode(item, self.given_channels)
+            image = _decode(self.items[index], self.given_channels)
         except Exception as error:
-            raise ValueError(f"The training image {_name(item)} cannot be read: {error}") from error
+            raise ValueError(f"The training image {self._name(index)} cannot be read: {error}") from error
         scale = max(new / old for new, old in zip(self.resolution, image.shape[1:], strict=True))
         if scale == 1:
             return image.contiguous()
         size = [max(new, round(scale * old)) for new, old in zip(self.resolution, image.shape[1:], strict=True)]
         pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
         return pixels.round().clamp(0, 255).byte() if image.dtype == torch.uint8 else pixels
-
-
-def _name(item: Path | dict) -> str:
-    return str(item if isinstance(item, Path) else item["path"])
 
 
 def _decode(item: Path | dict, channels: int | None) -> torch.Tensor:

@@ -221,14 +221,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_unet(args: argparse.Namespace, channels: int, num_classes: int | None) -> UNet2DModel:
     """The model; with classes it has one embedding more than there are, whose number, the last, means no class."""
+    height, width = args.resolution
+    sample_size = height if height == width else (height, width)
     num_class_embeds = None if num_classes is None else num_classes + 1
     if args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
-        unet = UNet2DModel.from_config({**config, "num_class_embeds": num_class_embeds})
+        unet = UNet2DModel.from_config({**config, "sample_size": sample_size, "num_class_embeds": num_class_embeds})
         if unet.config.in_channels != channels:
             raise ValueError(f"The UNet takes {unet.config.in_channels} channels, but the images have {channels}.")
         return unet
-    height, width = args.resolution
     downsamplings = len(args.block_out_channels) - 1
     if height % 2**downsamplings or width % 2**downsamplings:
         raise ValueError(
@@ -237,7 +238,7 @@ def build_unet(args: argparse.Namespace, channels: int, num_classes: int | None)
         )
     attention = [height // 2**i in args.attention_resolutions for i in range(downsamplings + 1)]
     return UNet2DModel(
-        sample_size=height if height == width else (height, width),
+        sample_size=sample_size,
         in_channels=channels,
         out_channels=channels,
         block_out_channels=tuple(args.block_out_channels),

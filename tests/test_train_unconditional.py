@@ -370,6 +370,18 @@ def test_alpha_is_kept_if_asked_for(tmp_path):
         assert torch.equal(dataset[0][0], expected)
 
 
+def test_model_config_is_used_at_the_resolution_and_with_the_classes(tmp_path):
+    config = {"sample_size": 64, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4, "dropout": 0.5}
+    UNet2DModel(block_out_channels=(8,) * 4, num_class_embeds=1000, **config).save_config(tmp_path)
+    arguments = ["--train_data_dir", str(tmp_path), "--model_config_name_or_path", str(tmp_path)]
+    arguments = train_unconditional.parse_args([*arguments, "--resolution", "16", "32"])
+    for num_classes, embeddings in ((None, None), (10, 11)):
+        unet = train_unconditional.build_unet(arguments, 1, num_classes)
+        assert list(unet.config.sample_size) == [16, 32]
+        assert unet.config.num_class_embeds == embeddings
+        assert unet.config.dropout == 0.5
+
+
 def test_photos_are_turned_as_their_camera_says(tmp_path):
     image = PIL.Image.fromarray(np.repeat(np.uint8([[0] * 8 + [255] * 8]), 8, axis=0))
     exif = PIL.Image.Exif()
@@ -565,6 +577,12 @@ def test_sixteen_bit_colour_is_refused(tmp_path):
     (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
     with pytest.raises(ValueError, match=r"deep\.png .*\.npy"):
         load(tmp_path, "--resolution", 1)
+
+
+def test_unreadable_image_of_a_data_set_is_named():
+    arguments = train_unconditional.parse_args(["--dataset_name", "some/set"])
+    with pytest.raises(ValueError, match="number 0 of the data set cannot be read"):
+        train_unconditional.ImageDataset(arguments, [{"bytes": b"no image", "path": None}], [0])
 
 
 def test_image_outside_of_the_class_folders_is_named(image_folder, tmp_path):
