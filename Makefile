@@ -6,6 +6,7 @@
 #   make test-lowest the fast tests with the lowest versions that setup.cfg admits
 #   make quality     lint, format, types
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
+#   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
 
@@ -21,7 +22,7 @@ PRECISION ?= bf16
 PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-lowest quality bench clean
+.PHONY: install demo test test-slow test-lowest quality bench bench-training clean
 
 install: $(INSTALLED)
 
@@ -66,6 +67,9 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/differences.py --update README.md
 	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE) --update RESULTS.md --plot docs/step-$(DEVICE).png
 	$(VENV)/bin/python benchmarks/pipeline.py --device $(DEVICE) --update RESULTS.md
+
+bench-training: data/digits
+	$(VENV)/bin/python benchmarks/training.py --device $(DEVICE) --update RESULTS.md
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info

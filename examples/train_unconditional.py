@@ -5,76 +5,100 @@ Trains a `UNet2DModel` on images, as a DDPM, and saves a pipeline that samples i
 
     accelerate launch examples/train_unconditional.py --train_data_dir photos --output_dir outputs/photos
 
-The output folder holds the pipeline (`EtaDDIMPipeline.from_pretrained` loads it), `samples/` with preview grids,
-`checkpoint-N/` to resume from, and `logs/` for TensorBoard.
+`image_dataset.py` beside this file reads the images. The output folder holds the pipeline
+(`EtaDDIMPipeline.from_pretrained` loads it), `samples/` with preview grids, `checkpoint-N/` to resume from, and `logs/`
+with the losses, as JSON lines and for TensorBoard.
 
 All randomness of a step comes from the seed and the number of the step, never from what ran before, so that a resumed
-run continues on the same images and the same noise as one that was not interrupted.
+run continues on the same images and the same noise as one that was not interrupted. It is drawn for the images of all
+processes together, so that their number changes nothing either.
 """
 
 import argparse
-import io
+import contextlib
 import json
 import logging
 import math
 import os
 import re
+import shlex
 import shutil
+import signal
+import sys
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import numpy as np
-import PIL.Image
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator, DistributedType, skip_first_batches
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers import UNet2DModel
 from diffusers.optimization import SchedulerType, get_scheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from diffusers.utils import make_image_grid
+from huggingface_hub import create_repo, model_info
 from tqdm.auto import tqdm
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, PREDICTION_TYPES, TIMESTEP_SPACINGS
 
+from image_dataset import ImageDataset, find_images
+
 logger = get_logger(__name__, log_level="INFO")
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+CHECKSUMS = "checksums.json"
+LOSS_LOG = "logs/losses.jsonl"
+TIMESTEP_BUCKETS = 4  # the log has the loss of each quarter of the timesteps
 # what a checkpoint depends on, and a resumed run must therefore not change
 FIXED_ARGUMENTS = (
-    *("resolution", "channels", "model_config_name_or_path", "block_out_channels", "layers_per_block"),
-    *("attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule", "use_ema"),
+    *("resolution", "channels", "class_conditional", "model_config_name_or_path", "block_out_channels"),
+    *("layers_per_block", "attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule"),
+    *("rescale_betas_zero_snr", "use_ema"),
 )
 OTHER_OUTPUTS = (
-    "unet",
-    "scheduler",
-    "model_index.json",
-    "pipeline.py",
-    "sample.png",
-    "samples",
-    "logs",
-    "training_args.json",
+    *("unet", "scheduler", "model_index.json", "pipeline.py", "sample.png", "samples", "logs", "training_args.json"),
 )
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default value where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, False) else action.help
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a UNet2DModel on images and sample it by DDIM.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     group = parser.add_argument_group("data (one of the first two is needed)")
-    group.add_argument("--train_data_dir", help="folder of images, searched with its sub-folders")
+    group.add_argument("--train_data_dir", help="folder of images or .npy arrays, searched with its sub-folders")
     group.add_argument("--dataset_name", help="data set of the Hub, or what `datasets.load_dataset` takes")
     group.add_argument("--dataset_config_name", help="configuration of the data set")
     group.add_argument("--image_column", default="image", help="column of the data set that holds the images")
+    group.add_argument("--label_column", default="label", help="column of the data set that holds the classes")
     group.add_argument("--cache_dir", help="where `datasets` keeps its files")
-    group.add_argument("--resolution", type=int, default=64, help="height and width of the training images")
-    group.add_argument("--channels", type=int, choices=(1, 3), help="1: gray, 3: colour (default: as the images are)")
-    group.add_argument("--center_crop", action="store_true", help="crop images that are not square at their centre")
+    group.add_argument(
+        "--resolution",
+        type=int,
+        nargs="+",
+        default=[64],
+        help="size of the training images: one number, or height width",
+    )
+    group.add_argument(
+        "--channels", type=int, help="1: gray, 3: colour, 4: with alpha (default: 1 or 3, or those of the arrays)"
+    )
+    group.add_argument("--center_crop", action="store_true", help="crop images of another aspect ratio at their centre")
     group.add_argument("--random_flip", action="store_true", help="mirror images at random")
+    group.add_argument(
+        "--image_cache_gb", type=float, help="keep decoded images in memory up to this (default: half of what is free)"
+    )
+    group.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images, for each GPU")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_config_name_or_path", help="config of a UNet2DModel, instead of the three below")
@@ -82,12 +106,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--block_out_channels", type=int, nargs="+", default=[128, 256, 256, 256], help="width per level"
     )
     group.add_argument("--layers_per_block", type=int, default=2, help="residual blocks per level")
-    group.add_argument("--attention_resolutions", type=int, nargs="*", default=[16], help="map sizes with attention")
+    group.add_argument("--attention_resolutions", type=int, nargs="*", default=[16], help="map heights with attention")
+    group.add_argument(
+        "--class_conditional", action="store_true", help="learn the classes: sub-folders of the images, or label column"
+    )
+    group.add_argument(
+        "--label_dropout", type=float, default=0.1, help="share of labels replaced by `no class`, for guidance"
+    )
 
     group = parser.add_argument_group("diffusion")
     group.add_argument("--prediction_type", default="epsilon", choices=PREDICTION_TYPES, help="what the model predicts")
     group.add_argument("--ddpm_num_steps", type=int, default=1000, help="number of noise levels T")
     group.add_argument("--ddpm_beta_schedule", default="linear", choices=BETA_SCHEDULES, help="noise schedule")
+    group.add_argument(
+        "--rescale_betas_zero_snr", action="store_true", help="no signal at the last timestep; not with epsilon"
+    )
+    group.add_argument(
+        "--snr_gamma", type=float, help="min-SNR weights of the loss; 5 in the paper (default: no weights)"
+    )
+    group.add_argument("--noise_offset", type=float, default=0.0, help="std of the noise that an image has as a whole")
     group.add_argument("--timestep_spacing", default="leading", choices=TIMESTEP_SPACINGS, help="sampling grid")
 
     group = parser.add_argument_group("optimisation")
@@ -113,6 +150,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--ema_power", type=float, default=0.75, help="power of the EMA warm-up")
     group.add_argument("--ema_max_decay", type=float, default=0.9999, help="largest decay of the EMA")
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: accelerate's configuration")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, about a third more time")
+    group.add_argument("--channels_last", action="store_true", help="memory layout that is faster on GPUs")
     group.add_argument("--seed", type=int, default=0, help="seed of weights, data order, noise and previews")
 
     group = parser.add_argument_group("output")
@@ -125,138 +164,81 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--ddpm_num_inference_steps", type=int, default=50, help="DDIM steps of a preview")
     group.add_argument("--checkpointing_steps", type=int, default=1000, help="optimizer steps between checkpoints")
     group.add_argument("--checkpoints_total_limit", type=int, help="checkpoints to keep; the oldest are deleted")
-    group.add_argument("--resume_from_checkpoint", help="folder of a checkpoint, or 'latest' in the output folder")
-    group.add_argument("--logger", default="tensorboard", choices=("tensorboard", "wandb", "none"), help="tracker")
+    group.add_argument(
+        "--resume_from_checkpoint",
+        help="folder of a checkpoint, or 'latest': the newest whole one in the output folder",
+    )
+    group.add_argument("--logging_steps", type=int, default=50, help="optimizer steps between lines of the log")
+    group.add_argument(
+        "--logger", default="tensorboard", choices=(*sorted(LOGGER_TYPE_TO_CLASS), "none"), help="tracker of accelerate"
+    )
+
+    group = parser.add_argument_group("Hub")
+    group.add_argument("--push_to_hub", action="store_true", help="upload the result, with a model card")
+    group.add_argument("--hub_model_id", help="repository; yours of the output folder's name by default")
+    group.add_argument("--hub_private_repo", action="store_true", help="make a private repository, refuse a public one")
+    group.add_argument("--hub_token", help="token to use instead of the stored one; it is written nowhere")
     args = parser.parse_args(argv)
 
     if (args.train_data_dir is None) == (args.dataset_name is None):
         parser.error("give either --train_data_dir or --dataset_name")
     if args.train_data_dir is not None and not os.path.isdir(args.train_data_dir):
         parser.error(f"--train_data_dir is no folder: {args.train_data_dir}")
-    positive = "resolution layers_per_block ddpm_num_steps train_batch_size gradient_accumulation_steps num_epochs "
-    positive += "max_train_steps learning_rate save_images_steps eval_batch_size checkpointing_steps "
-    positive += "checkpoints_total_limit max_grad_norm ddpm_num_inference_steps"
-    positive += " adam_epsilon ema_inv_gamma ema_power"
+    positive = "channels layers_per_block ddpm_num_steps train_batch_size gradient_accumulation_steps num_epochs "
+    positive += "max_train_steps learning_rate save_images_steps eval_batch_size checkpointing_steps snr_gamma "
+    positive += "checkpoints_total_limit max_grad_norm ddpm_num_inference_steps adam_epsilon ema_inv_gamma ema_power "
+    positive += "logging_steps"
     for name in positive.split():
         if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
-    for name in ("seed", "lr_warmup_steps", "adam_weight_decay"):
-        if not 0 <= getattr(args, name) < math.inf:
+    not_negative = "seed lr_warmup_steps adam_weight_decay noise_offset image_cache_gb dataloader_num_workers"
+    for name in not_negative.split():
+        if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
             parser.error(f"--{name} must not be negative, but is {getattr(args, name)}")
-    for name in ("adam_beta1", "adam_beta2", "ema_max_decay"):
+    for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout"):
         if not 0 <= getattr(args, name) < 1:
             parser.error(f"--{name} must be in [0, 1), but is {getattr(args, name)}")
+    if len(args.resolution) > 2 or min(args.resolution) < 1:
+        parser.error(f"--resolution must be one or two positive numbers, but is {args.resolution}")
     if min(args.block_out_channels) < 1:
         parser.error(f"--block_out_channels must be positive, but are {args.block_out_channels}")
     if args.ddpm_num_inference_steps > args.ddpm_num_steps:
         parser.error(
             f"--ddpm_num_inference_steps must be at most --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"
         )
+    if args.rescale_betas_zero_snr and args.prediction_type == "epsilon":
+        parser.error("--rescale_betas_zero_snr leaves no signal to find with --prediction_type epsilon: use another")
     if args.overwrite_output_dir and args.resume_from_checkpoint:
         parser.error("--overwrite_output_dir would delete what --resume_from_checkpoint needs")
+    if not args.push_to_hub and (args.hub_model_id or args.hub_private_repo or args.hub_token):
+        parser.error("--hub_model_id, --hub_private_repo and --hub_token need --push_to_hub")
+    args.resolution = [args.resolution[0], args.resolution[-1]]
     return args
-
-
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
-class ImageDataset(torch.utils.data.Dataset):
-    """
-    All images, decoded once and kept in memory, the short side at `resolution`; 8-bit images as bytes, others as float.
-
-    An item is one of them, cropped and maybe mirrored, float32 of shape (C, resolution, resolution) in [-1, 1]. Order,
-    crops and flips are drawn from the seed and the epoch.
-    """
-
-    def __init__(self, args: argparse.Namespace):
-        self.resolution, self.center_crop, self.random_flip = args.resolution, args.center_crop, args.random_flip
-        self.seed = args.seed
-        images = [_decode(item, args.channels) for item in tqdm(_image_files(args), desc="Decoding", leave=False)]
-        self.channels = max(len(image) for image in images)
-        self.images = [_resize(image.expand(self.channels, -1, -1), args.resolution) for image in images]
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int):
-        """Shuffles. Called by accelerate at the start of each epoch."""
-        self.epoch = epoch
-        self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, position: int) -> torch.Tensor:
-        index = self.order[position]
-        image = self.images[index]
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        space = [size - self.resolution for size in image.shape[1:]]
-        top, left = (n // 2 if self.center_crop else int(rng.integers(n + 1)) for n in space)
-        image = image[:, top : top + self.resolution, left : left + self.resolution]
-        if self.random_flip and rng.random() < 0.5:
-            image = image.flip(-1)
-        scale = 255 if image.dtype == torch.uint8 else 1
-        return image.float() / scale * 2 - 1
-
-
-def _image_files(args: argparse.Namespace):
-    """The images of the folder or data set, as paths or encoded bytes."""
-    if args.train_data_dir is not None:
-        files = Path(args.train_data_dir).rglob("*")
-        paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-        if not paths:
-            raise ValueError(f"`train_data_dir` holds no images: {args.train_data_dir}")
-        return paths
-    data = datasets.load_dataset(args.dataset_name, args.dataset_config_name, cache_dir=args.cache_dir, split="train")
-    if args.image_column not in data.column_names:
-        raise ValueError(f"`image_column` must be one of {data.column_names}, but is {args.image_column!r}.")
-    return data.cast_column(args.image_column, datasets.Image(decode=False))[args.image_column]
-
-
-def _decode(item: Path | dict, channels: int | None) -> torch.Tensor:
-    """An image file as (1 or 3, H, W): uint8, or float32 in [0, 1] where 8 bits do not hold it."""
-    source = item if isinstance(item, Path) else io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]
-    try:
-        with PIL.Image.open(source) as image:
-            image.load()
-            if image.mode.startswith(("I", "F")):  # 16-bit or float gray
-                pixels = np.asarray(image, dtype=np.float32) / (1 if image.mode == "F" else 65535)
-                return torch.from_numpy(pixels)[None].expand(channels or 1, -1, -1)
-            gray = channels == 1 or (channels is None and image.mode in ("1", "L", "LA"))
-            pixels = np.array(image.convert("L" if gray else "RGB"))
-    except Exception as error:
-        name = item if isinstance(item, Path) else item["path"]
-        raise ValueError(f"The training image {name} cannot be read: {error}") from error
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
-
-
-def _resize(image: torch.Tensor, resolution: int) -> torch.Tensor:
-    """Scales the short side to the resolution."""
-    scale = resolution / min(image.shape[1:])
-    if scale == 1:
-        return image.contiguous()
-    size = [max(resolution, round(scale * n)) for n in image.shape[1:]]
-    pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return pixels.round().clamp(0, 255).byte() if image.dtype == torch.uint8 else pixels
 
 
 # --------------------------------------------------------------------------------------------------------------- model
 
 
-def build_unet(args: argparse.Namespace, channels: int) -> UNet2DModel:
+def build_unet(args: argparse.Namespace, channels: int, num_classes: int | None) -> UNet2DModel:
+    """The model; with classes it has one embedding more than there are, whose number, the last, means no class."""
+    height, width = args.resolution
+    sample_size = height if height == width else (height, width)
+    num_class_embeds = None if num_classes is None else num_classes + 1
     if args.model_config_name_or_path is not None:
         config = UNet2DModel.load_config(args.model_config_name_or_path)
-        unet = UNet2DModel.from_config(config)
+        unet = UNet2DModel.from_config({**config, "sample_size": sample_size, "num_class_embeds": num_class_embeds})
         if unet.config.in_channels != channels:
             raise ValueError(f"The UNet takes {unet.config.in_channels} channels, but the images have {channels}.")
         return unet
     downsamplings = len(args.block_out_channels) - 1
-    if args.resolution % 2**downsamplings:
+    if height % 2**downsamplings or width % 2**downsamplings:
         raise ValueError(
             f"`resolution` must be a multiple of {2**downsamplings} for {downsamplings + 1} levels in "
             f"`block_out_channels`, but is {args.resolution}."
         )
-    attention = [args.resolution // 2**i in args.attention_resolutions for i in range(downsamplings + 1)]
+    attention = [height // 2**i in args.attention_resolutions for i in range(downsamplings + 1)]
     return UNet2DModel(
-        sample_size=args.resolution,
+        sample_size=sample_size,
         in_channels=channels,
         out_channels=channels,
         block_out_channels=tuple(args.block_out_channels),
@@ -264,15 +246,37 @@ def build_unet(args: argparse.Namespace, channels: int) -> UNet2DModel:
         norm_num_groups=math.gcd(32, *args.block_out_channels),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        num_class_embeds=num_class_embeds,
     )
 
 
+def loss_weights(noise_scheduler: EtaDDIMScheduler, snr_gamma: float | None) -> torch.Tensor:
+    """
+    Weight of the squared error at each timestep, shape (T,). Min-SNR-gamma (https://arxiv.org/abs/2303.09556) is
+    min(SNR, gamma) in terms of x_0, written for what the model predicts; at zero SNR 1 for epsilon, 0 for x_0 and v.
+    """
+    timesteps = torch.arange(len(noise_scheduler))
+    if snr_gamma is None:
+        return torch.ones(len(timesteps))
+    snr = compute_snr(noise_scheduler, timesteps)
+    if noise_scheduler.config.prediction_type == "epsilon":
+        return (snr_gamma / snr).clamp(max=1)
+    if noise_scheduler.config.prediction_type == "v_prediction":
+        return snr.clamp(max=snr_gamma) / (snr + 1)
+    return snr.clamp(max=snr_gamma)
+
+
 def training_batch(
-    images: torch.Tensor, noise_scheduler: EtaDDIMScheduler, seed: tuple[int, ...], accelerator: Accelerator
+    images: torch.Tensor,
+    noise_scheduler: EtaDDIMScheduler,
+    seed: tuple[int, ...],
+    accelerator: Accelerator,
+    noise_offset: float = 0.0,
+    label_dropout: float = 0.0,
 ):
     """
-    Noisy images, timesteps and the model's target for one forward pass. The noise of the whole batch over all processes
-    is drawn from the seed and each process takes its share, so that it does not depend on their number.
+    Noisy images, timesteps, the model's target and whose label is dropped, for one forward pass; float32. All is drawn
+    for the whole batch over all processes and each takes its share, so that it does not depend on their number.
     """
     generator = torch.Generator(images.device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     batch, rank = len(images), accelerator.process_index
@@ -280,48 +284,98 @@ def training_batch(
     total = batch * accelerator.num_processes
     noise = torch.randn((total, *images.shape[1:]), generator=generator, device=images.device)[mine]
     timesteps = torch.randint(len(noise_scheduler), (total,), generator=generator, device=images.device)[mine]
+    is_dropped = torch.rand(total, generator=generator, device=images.device)[mine] < label_dropout
+    if noise_offset:
+        offsets = torch.randn((total, images.shape[1], 1, 1), generator=generator, device=images.device)[mine]
+        noise = noise + noise_offset * offsets
 
     noisy_images = noise_scheduler.add_noise(images, noise, timesteps)
+    target = noise
     if noise_scheduler.config.prediction_type == "sample":
-        return noisy_images, timesteps, images
-    if noise_scheduler.config.prediction_type == "v_prediction":
-        return noisy_images, timesteps, noise_scheduler.get_velocity(images, noise, timesteps)
-    return noisy_images, timesteps, noise
+        target = images
+    elif noise_scheduler.config.prediction_type == "v_prediction":
+        target = noise_scheduler.get_velocity(images, noise, timesteps)
+    return noisy_images, timesteps, target, is_dropped
 
 
-# -------------------------------------------------------------------------------------------------------------- output
+# --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    if args.resume_from_checkpoint is None:
-        return None
-    if args.resume_from_checkpoint != "latest":
-        path = Path(args.resume_from_checkpoint)
-        if not (path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)):
-            raise ValueError(f"`resume_from_checkpoint` is no folder named checkpoint-N: {path}")
-        return path
-    checkpoints = list_checkpoints(args.output_dir)
-    if not checkpoints:
-        raise ValueError(f"`resume_from_checkpoint` is 'latest', but {args.output_dir} holds no checkpoint-N.")
-    return checkpoints[-1]
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoint folders, oldest first."""
+    folders = [p for p in Path(output_dir).glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir()]
+    return sorted(folders, key=step_of)
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> int:
-    """Restores the state of a run and returns its step."""
-    try:
-        accelerator.load_state(str(checkpoint))
-    except Exception as error:
-        older = [path for path in list_checkpoints(str(checkpoint.parent)) if path != checkpoint]
-        raise ValueError(
-            f"The checkpoint {checkpoint} cannot be loaded ({error}). Other checkpoints: {[*map(str, older)]}"
-        ) from error
+def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
+def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int):
+    """Writes a checkpoint under a temporary name and renames it, so that one with a proper name is whole."""
+    path = Path(args.output_dir, f"checkpoint-{step}")
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    try:
+        if accelerator.is_main_process:
+            delete_unfinished(args.output_dir)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(unfinished))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (unfinished / CHECKSUMS).write_text(json.dumps(checksums(unfinished), indent=2) + "\n")
+            shutil.rmtree(path, ignore_errors=True)
+            unfinished.rename(path)
+    except Exception as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(
+            f"The checkpoint {path} cannot be written ({error}). Those before it are as they were."
+        ) from error
+    if accelerator.is_main_process and args.checkpoints_total_limit is not None:
+        for old in list_checkpoints(args.output_dir)[: -args.checkpoints_total_limit]:
+            shutil.rmtree(old)
+
+
+def checksums(folder: Path) -> dict[str, int]:
+    """The CRC-32 of each file of a checkpoint."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds what was written."""
+    try:
+        return json.loads((checkpoint / CHECKSUMS).read_text()) == checksums(checkpoint)
+    except (OSError, ValueError):
+        return False
+
+
+def find_checkpoint(args: argparse.Namespace) -> Path | None:
+    """The checkpoint to resume from: None if none is asked for, or 'latest' is and there is none yet."""
+    if args.resume_from_checkpoint is None:
+        return None
+    if args.resume_from_checkpoint == "latest":
+        checkpoints = list_checkpoints(args.output_dir)
+        for path in reversed(checkpoints):
+            if is_whole(path):
+                return path
+            logger.warning(f"{path} is not whole and is not used.")
+        if checkpoints:
+            raise ValueError(f"`resume_from_checkpoint` is 'latest', but no checkpoint in {args.output_dir} is whole.")
+        logger.warning(f"There is no checkpoint in {args.output_dir} yet: the training starts at step 0.")
+        return None
+    path = Path(args.resume_from_checkpoint)
+    if not (path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)):
+        raise ValueError(f"`resume_from_checkpoint` is no folder named checkpoint-N: {path}")
+    if not is_whole(path):
+        others = [str(other) for other in list_checkpoints(path.parent) if other != path]
+        raise ValueError(f"`resume_from_checkpoint` {path} is not whole. Other checkpoints: {others}")
+    return path
+
+
 def check_resumed_arguments(args: argparse.Namespace, checkpoint: Path, max_train_steps: int):
-    """Refuses to continue a run that is finished, or one of another model or objective."""
-    if int(checkpoint.name.split("-")[1]) >= max_train_steps:
-        raise ValueError(f"`resume_from_checkpoint` {checkpoint} is not before the last step, {max_train_steps}.")
+    """Refuses to continue a run of another model or objective, or one that went further."""
+    if step_of(checkpoint) > max_train_steps:
+        raise ValueError(f"`resume_from_checkpoint` {checkpoint} is after the last step, {max_train_steps}.")
     record = checkpoint.parent / "training_args.json"
     former = json.loads(record.read_text()) if record.is_file() else {}
     for name in FIXED_ARGUMENTS:
@@ -329,14 +383,29 @@ def check_resumed_arguments(args: argparse.Namespace, checkpoint: Path, max_trai
             raise ValueError(f"`{name}` is {getattr(args, name)!r}, but {former[name]!r} in the run of {checkpoint}.")
 
 
-def list_checkpoints(output_dir: str) -> list[Path]:
-    """The checkpoint folders, oldest first."""
-    folders = [p for p in Path(output_dir).glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(folders, key=lambda path: int(path.name.split("-")[1]))
+# -------------------------------------------------------------------------------------------------------------- output
+
+
+def check_output_dir(args: argparse.Namespace, checkpoint: Path | None):
+    """Refuses a folder that cannot be written to, or that holds what nobody said may go."""
+    output_dir = Path(args.output_dir).absolute()
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"`output_dir` is no folder: {output_dir}")
+    existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
+        raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission in {existing}.")
+    is_ours = args.overwrite_output_dir or checkpoint is not None
+    if args.resume_from_checkpoint and (output_dir / "training_args.json").is_file():
+        is_ours = True  # a run that was stopped before its first checkpoint
+    if output_dir.exists() and any(output_dir.iterdir()) and not is_ours:
+        raise ValueError(
+            f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
+        )
 
 
 def delete_outputs(output_dir: str):
     """Deletes what a former run wrote, and nothing else."""
+    delete_unfinished(output_dir)
     for path in [*list_checkpoints(output_dir), *(Path(output_dir, name) for name in OTHER_OUTPUTS)]:
         if path.is_dir():
             shutil.rmtree(path)
@@ -344,30 +413,71 @@ def delete_outputs(output_dir: str):
             path.unlink(missing_ok=True)
 
 
-def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int):
-    """Writes a checkpoint under a temporary name and renames it, so that one with a proper name is whole."""
-    path = Path(args.output_dir, f"checkpoint-{step}")
+def delete_unfinished(output_dir: str):
+    for path in Path(output_dir).glob("unfinished-checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def create_hub_repo(args: argparse.Namespace) -> str:
+    """Makes the repository: a wrong token or name is an error before the training and not after it."""
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    try:
+        private = True if args.hub_private_repo else None
+        repo_id = create_repo(name, private=private, token=args.hub_token, exist_ok=True).repo_id
+        is_private = model_info(repo_id, token=args.hub_token).private
+    except Exception as error:
+        raise ValueError(f"`push_to_hub`: the repository {name} cannot be used: {error}") from error
+    if args.hub_private_repo and not is_private:
+        raise ValueError(f"`hub_private_repo` is given, but the repository {repo_id} is there already, and is public.")
+    return repo_id
+
+
+def mean_losses(
+    accelerator: Accelerator, recent: list[tuple[torch.Tensor, torch.Tensor]], num_train_timesteps: int
+) -> dict[str, float]:
+    """The mean of the losses of all processes, over all timesteps and for each quarter of them."""
+    loss, timesteps = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in zip(*recent, strict=True))
+    means = {"loss": float(loss.mean(dtype=np.float64))}
+    for part in np.array_split(np.arange(num_train_timesteps), TIMESTEP_BUCKETS):
+        is_inside = np.isin(timesteps, part)
+        if is_inside.any():
+            means[f"loss/timesteps_{part[0]}-{part[-1]}"] = float(loss[is_inside].mean(dtype=np.float64))
+    return means
+
+
+def trim_loss_log(path: Path, step: int):
+    """Drops the lines after a step, and half a line that a killed run left."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_whole(path, "".join(kept))
+
+
+def write_whole(path: Path, text: str):
+    """Writes a file under another name first, so that a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"unfinished-{path.name}")
-    accelerator.save_state(str(unfinished))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)
-        if args.checkpoints_total_limit is not None:
-            for old in list_checkpoints(args.output_dir)[: -args.checkpoints_total_limit]:
-                shutil.rmtree(old)
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
-def save_preview(accelerator: Accelerator, pipeline: EtaDDIMPipeline, args: argparse.Namespace, step: int):
+def save_preview(
+    accelerator: Accelerator,
+    pipeline: EtaDDIMPipeline,
+    args: argparse.Namespace,
+    step: int,
+    num_classes: int | None = None,
+):
     """Samples images over all processes, from the same noise each time, and writes them as PNG and to the tracker."""
     with accelerator.split_between_processes(list(range(args.eval_batch_size)), apply_padding=True) as indices:
         images = pipeline(
             batch_size=len(indices),
             num_inference_steps=args.ddpm_num_inference_steps,
             generator=image_generators(args.seed, indices),
+            class_labels=None if num_classes is None else [k % num_classes for k in indices],
             output_type="pt",
         ).images
     images = accelerator.gather(images)[: args.eval_batch_size].float().cpu()
+    images = images[:, : 3 if images.shape[1] >= 3 else 1]  # what a PNG shows of other numbers of channels
     if accelerator.is_main_process:
         columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
         grid = make_image_grid(
@@ -378,50 +488,119 @@ def save_preview(accelerator: Accelerator, pipeline: EtaDDIMPipeline, args: argp
         grid.save(path)
         grid.save(Path(args.output_dir, "sample.png"))  # the picture of the model card
         for tracker in accelerator.trackers:
-            tracker.log_images({"samples": images.numpy()}, step=step)
+            if tracker.name == "tensorboard":
+                tracker.log_images({"samples": images.numpy()}, step=step)
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"samples": [grid]}, step=step)
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """
+    Gathers Ctrl-C and SIGTERM (a cluster's warning), so that the training can stop between two steps. The third is not
+    waited for: one Ctrl-C in a terminal comes twice under torchrun, which hands it on.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame):
+        received.append(number)
+        if len(received) > 2:
+            raise KeyboardInterrupt
+
+    former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def must_stop(accelerator: Accelerator, signals: list[int], step: int) -> bool:
+    """Whether any process got a signal. Several ask each other only now and then, since each waits for all."""
+    if accelerator.num_processes == 1:
+        return len(signals) > 0
+    if step % 10:
+        return False
+    return accelerator.reduce(torch.tensor(float(len(signals)), device=accelerator.device)).item() > 0
+
+
+def seeded_batches(
+    dataloader: torch.utils.data.DataLoader, args: argparse.Namespace, step: int, steps_per_epoch: int
+) -> Iterator[tuple[tuple[int, ...], list[torch.Tensor]]]:
+    """The batches from an optimizer step on, epoch after epoch, each with the seed of its randomness."""
+    epoch, steps_done = divmod(step, steps_per_epoch)
+    batches_done = steps_done * args.gradient_accumulation_steps
+    while True:
+        batches = skip_first_batches(dataloader, batches_done) if batches_done else dataloader
+        batches.set_epoch(epoch)  # type: ignore[union-attr]
+        for index, batch in enumerate(batches, start=batches_done):
+            yield (args.seed, epoch, index), batch
+        epoch, batches_done = epoch + 1, 0
+
+
+def resume_command() -> str:
+    arguments = [argument for argument in sys.argv if argument != "--overwrite_output_dir"]
+    if "--resume_from_checkpoint" not in arguments:
+        arguments += ["--resume_from_checkpoint", "latest"]
+    return shlex.join(arguments)
 
 
 def main(argv: list[str] | None = None) -> float:
     """Trains, and returns the mean loss of the last steps that were logged."""
     args = parse_args(argv)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.logger == "none" else args.logger,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     set_seed(args.seed)
 
     # 1. everything that can be refused is looked at before anything is written
-    checkpoint = find_checkpoint(args)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("FSDP is not supported: previews, EMA and the saved pipeline need whole parameters. Use DDP.")
+    if args.logger != "none" and not accelerator.log_with:  # accelerate would go on without
+        raise ValueError(f"`logger` is {args.logger!r}, but accelerate finds no such package.")
     output_dir = Path(args.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"`output_dir` is no folder: {output_dir}")
-    if output_dir.exists() and any(output_dir.iterdir()) and not (checkpoint or args.overwrite_output_dir):
-        raise ValueError(
-            f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
-        )
+    checkpoint = find_checkpoint(args)
+    check_output_dir(args, checkpoint)
     noise_scheduler = EtaDDIMScheduler(
         num_train_timesteps=args.ddpm_num_steps,
         beta_schedule=args.ddpm_beta_schedule,
         prediction_type=args.prediction_type,
         timestep_spacing=args.timestep_spacing,
+        rescale_betas_zero_snr=args.rescale_betas_zero_snr,
     )
-    with accelerator.main_process_first():
-        dataset = ImageDataset(args)
+    with accelerator.local_main_process_first():  # which fills the cache of `datasets`
+        found = find_images(args)
+    dataset = ImageDataset(args, *found)
+    if dataset.images is None:
+        logger.warning("The images do not fit in memory and are decoded in each epoch. See --dataloader_num_workers.")
+    num_classes = None if dataset.class_names is None else len(dataset.class_names)
     global_batch_size = args.train_batch_size * accelerator.num_processes
     if len(dataset) < global_batch_size:
         raise ValueError(
             f"`train_batch_size` over all processes is {global_batch_size}, but there are {len(dataset)} images."
         )
-    unet = build_unet(args, dataset.channels)
+    unet = build_unet(args, dataset.channels, num_classes)
+    steps_per_epoch = math.ceil(len(dataset) // global_batch_size / args.gradient_accumulation_steps)
+    max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
+    if checkpoint is not None:
+        check_resumed_arguments(args, checkpoint, max_train_steps)
+    repo_id = create_hub_repo(args) if args.push_to_hub and accelerator.is_main_process else None
 
     # 2. optimizer, EMA, schedules. The learning rate is stepped here, once for each optimizer step.
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+    unet.to(memory_format=memory_format)
     ema = None
     if args.use_ema:
         ema = EMAModel(
@@ -442,8 +621,6 @@ def main(argv: list[str] | None = None) -> float:
         eps=args.adam_epsilon,
         fused=True,
     )
-    steps_per_epoch = math.ceil(len(dataset) // global_batch_size / args.gradient_accumulation_steps)
-    max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     lr_scheduler = get_scheduler(
         args.lr_scheduler,
         optimizer=optimizer,
@@ -451,22 +628,40 @@ def main(argv: list[str] | None = None) -> float:
         num_training_steps=max_train_steps,
     )
     accelerator.register_for_checkpointing(lr_scheduler)
-    dataloader = torch.utils.data.DataLoader(dataset, args.train_batch_size, drop_last=True)
-    unet, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)
+    dataloader = torch.utils.data.DataLoader(
+        dataset,
+        args.train_batch_size,
+        drop_last=True,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    model, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)  # `unet` is what `model` wraps
+    weights = loss_weights(noise_scheduler, args.snr_gamma).to(accelerator.device)
+    noise_scheduler.set_timesteps(args.ddpm_num_steps, device=accelerator.device)  # puts its table there
 
     global_step = 0
     if checkpoint is not None:
-        check_resumed_arguments(args, checkpoint, max_train_steps)
-        global_step = load_checkpoint(accelerator, checkpoint)
+        try:
+            accelerator.load_state(str(checkpoint))
+        except Exception as error:
+            raise ValueError(f"`resume_from_checkpoint` {checkpoint} cannot be loaded: {error}") from error
+        global_step = step_of(checkpoint)
 
     # 3. from here on files are written
+    record = {name: value for name, value in vars(args).items() if name != "hub_token"}
+    record["class_names"] = dataset.class_names
     if accelerator.is_main_process:
         if args.overwrite_output_dir:
             delete_outputs(args.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "training_args.json").write_text(json.dumps(vars(args), indent=2) + "\n")
+        delete_unfinished(args.output_dir)
+        write_whole(output_dir / "training_args.json", json.dumps(record, indent=2) + "\n")
+        trim_loss_log(output_dir / LOSS_LOG, global_step)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("train", config={k: str(v) for k, v in vars(args).items()})
+    accelerator.init_trackers(
+        "train",
+        config={name: str(value) for name, value in record.items()},
+        init_kwargs={"tensorboard": {"purge_step": global_step + 1}},  # hides what a killed run logged after it
+    )
     logger.info(
         f"{len(dataset)} images, {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, "
         f"{accelerator.num_processes} x {accelerator.device.type}, step {global_step} of {max_train_steps}, "
@@ -474,17 +669,17 @@ def main(argv: list[str] | None = None) -> float:
     )
 
     def make_pipeline() -> EtaDDIMPipeline:
-        scheduler = EtaDDIMScheduler.from_config(noise_scheduler.config)
-        pipeline = EtaDDIMPipeline(unet=accelerator.unwrap_model(unet), scheduler=scheduler)
+        pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler.from_config(noise_scheduler.config))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def with_ema_weights(function, *function_args):
+    @contextlib.contextmanager
+    def ema_weights():
         if ema is not None:
             ema.store(unet.parameters())
             ema.copy_to(unet.parameters())
         unet.eval()
-        function(*function_args)
+        yield
         unet.train()
         if ema is not None:
             ema.restore(unet.parameters())
@@ -497,26 +692,27 @@ def main(argv: list[str] | None = None) -> float:
         mininterval=1.0,
         disable=not accelerator.is_main_process,
     )
-    recent_losses: list[torch.Tensor] = []
+    recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
     mean_loss = math.nan
+    is_stopped = False
+    batches = seeded_batches(dataloader, args, global_step, steps_per_epoch)
     unet.train()
-    while global_step < max_train_steps:
-        epoch, steps_done = divmod(global_step, steps_per_epoch)
-        batches_done = steps_done * args.gradient_accumulation_steps
-        batches = skip_first_batches(dataloader, batches_done) if batches_done else dataloader
-        batches.set_epoch(epoch)
-        for index, images in enumerate(batches, start=batches_done):
-            seed = (args.seed, epoch, index)
-            noisy_images, timesteps, target = training_batch(images, noise_scheduler, seed, accelerator)
-            with accelerator.accumulate(unet):
-                prediction = unet(noisy_images, timesteps).sample
-                loss = F.mse_loss(prediction.float(), target.float())
-                accelerator.backward(loss)
+    with noted_signals() as signals:
+        while global_step < max_train_steps and not is_stopped:
+            seed, (images, labels) = next(batches)
+            noisy_images, timesteps, target, is_dropped = training_batch(
+                images, noise_scheduler, seed, accelerator, args.noise_offset, args.label_dropout
+            )
+            class_labels = None if num_classes is None else labels.masked_fill(is_dropped, num_classes)
+            with accelerator.accumulate(model):
+                prediction = model(noisy_images.to(memory_format=memory_format), timesteps, class_labels).sample
+                loss = (prediction.float() - target).square().mean(dim=(1, 2, 3)) * weights[timesteps]
+                accelerator.backward(loss.mean())
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-            recent_losses.append(loss.detach())
+            recent_losses.append((loss.detach(), timesteps))
             if not accelerator.sync_gradients:
                 continue
 
@@ -525,25 +721,43 @@ def main(argv: list[str] | None = None) -> float:
                 ema.step(unet.parameters())
             global_step += 1
             progress.update()
-            last = global_step == max_train_steps
-            checkpoint_is_due = global_step % args.checkpointing_steps == 0 or last
-            if global_step % 50 == 0 or checkpoint_is_due:
-                mean_loss = accelerator.reduce(torch.stack(recent_losses).mean(), "mean").item()
+            is_stopped = must_stop(accelerator, signals, global_step)
+            is_last = global_step == max_train_steps
+            checkpoint_is_due = global_step % args.checkpointing_steps == 0 or is_last or is_stopped
+            if global_step % args.logging_steps == 0 or checkpoint_is_due:
+                values = mean_losses(accelerator, recent_losses, args.ddpm_num_steps)
+                values["lr"] = lr_scheduler.get_last_lr()[0]
                 recent_losses.clear()
-                progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{lr_scheduler.get_last_lr()[0]:.1e}", refresh=False)
-                accelerator.log({"loss": mean_loss, "lr": lr_scheduler.get_last_lr()[0]}, step=global_step)
-            if global_step % args.save_images_steps == 0 or last:
-                with_ema_weights(save_preview, accelerator, make_pipeline(), args, global_step)
+                mean_loss = values["loss"]
+                progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{values['lr']:.1e}", refresh=False)
+                accelerator.log(values, step=global_step)
+                if accelerator.is_main_process:
+                    with open(output_dir / LOSS_LOG, "a") as file:
+                        file.write(json.dumps({"step": global_step, **values}) + "\n")
+            if global_step % args.save_images_steps == 0 or is_last:
+                with ema_weights():
+                    save_preview(accelerator, make_pipeline(), args, global_step, num_classes)
             if checkpoint_is_due:
                 save_checkpoint(accelerator, args, global_step)
-            if last:
-                break
+    progress.close()
+    if is_stopped and not is_last:
+        accelerator.end_training()
+        logger.info(f"Stopped at step {global_step}. Continue, with the same launcher, by: {resume_command()}")
+        raise SystemExit(130)
 
     # 5. the pipeline
-    progress.close()
     if accelerator.is_main_process:
-        with_ema_weights(make_pipeline().save_pretrained, output_dir)
-        logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
+        with ema_weights():
+            make_pipeline().save_pretrained(output_dir)
+            logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
+            if repo_id is not None:
+                make_pipeline().save_pretrained(
+                    output_dir,
+                    push_to_hub=True,
+                    repo_id=repo_id,
+                    private=True if args.hub_private_repo else None,
+                    token=args.hub_token,
+                )
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return mean_loss
@@ -552,5 +766,5 @@ def main(argv: list[str] | None = None) -> float:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -3,54 +3,35 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import train_unconditional  # noqa: E402
-
-TINY = [
-    *("--resolution", "16", "--block_out_channels", "8", "16", "--layers_per_block", "1", "--attention_resolutions"),
-    *("--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "2", "--use_ema"),
-    *("--eval_batch_size", "4", "--ddpm_num_inference_steps", "3"),
-]
+import hub_server
+from training import EXAMPLES, TINY, forget_accelerator, train, train_unconditional, write_images
 
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate_state():
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._shared_state.clear()
+    forget_accelerator()
 
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """16 gray images of 20x24 pixels, in two sub-folders."""
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for k in range(16):
-        path = folder / str(k % 2) / f"{k}.png"
-        path.parent.mkdir(exist_ok=True)
-        PIL.Image.fromarray(rng.integers(256, size=(20, 24), dtype=np.uint8)).save(path)
+    write_images(folder)
     return folder
-
-
-def train(*arguments):
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._shared_state.clear()
-    return train_unconditional.main([*TINY, *map(str, arguments)])
 
 
 def weights(folder):
@@ -111,16 +92,16 @@ def test_resuming_something_else_is_refused(image_folder, tmp_path):
     train(*common, "--max_train_steps", 4)
     record = (tmp_path / "model" / "training_args.json").read_text()
     resume = (*common, "--resume_from_checkpoint", "latest")
-    with pytest.raises(ValueError, match="not before the last step, 4"):
-        train(*resume, "--max_train_steps", 4)
+    with pytest.raises(ValueError, match="checkpoint-4 is after the last step, 3"):
+        train(*resume, "--max_train_steps", 3)
     with pytest.raises(ValueError, match="`prediction_type` is 'sample', but 'epsilon'"):
         train(*resume, "--max_train_steps", 6, "--prediction_type", "sample")
     weights_file = tmp_path / "model" / "checkpoint-4" / "model.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"checkpoint-4 cannot be loaded.*checkpoint-2"):
-        train(*resume, "--max_train_steps", 6)
+    checkpoint = ("--resume_from_checkpoint", tmp_path / "model" / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"checkpoint-4 is not whole.*checkpoint-2"):
+        train(*common, *checkpoint, "--max_train_steps", 6)
     assert (tmp_path / "model" / "training_args.json").read_text() == record
-    train(*common, "--resume_from_checkpoint", tmp_path / "model" / "checkpoint-2", "--max_train_steps", 6)
 
 
 @pytest.mark.parametrize("use_ema", [True, False])
@@ -145,13 +126,14 @@ def test_old_checkpoints_are_deleted(image_folder, tmp_path):
     assert sorted(p.name for p in (tmp_path / "model").glob("*checkpoint*")) == ["checkpoint-3", "checkpoint-4"]
 
 
-def test_learning_rate_counts_optimizer_steps(image_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_learning_rate_counts_optimizer_steps(image_folder, tmp_path, monkeypatch, accumulation):
     rates = []
     monkeypatch.setattr(
         train_unconditional.Accelerator, "log", lambda self, values, step: rates.append((step, values["lr"]))
     )
     common = ("--train_data_dir", image_folder, "--logger", "none", "--output_dir", tmp_path / "model")
-    train(*common, "--max_train_steps", 8, "--gradient_accumulation_steps", 2, "--checkpointing_steps", 1)
+    train(*common, "--max_train_steps", 8, "--gradient_accumulation_steps", accumulation, "--checkpointing_steps", 1)
     expected = [0.5, 1.0, *(0.5 * (1 + np.cos(np.pi * k / 6)) for k in range(1, 7))]
     assert [step for step, _ in rates] == list(range(1, 9))
     assert np.abs(np.array([lr for _, lr in rates]) / 1e-3 - expected).max() < 1e-6
@@ -162,14 +144,112 @@ def test_targets(prediction_type):
     accelerator = train_unconditional.Accelerator(cpu=True)
     scheduler = EtaDDIMScheduler(prediction_type=prediction_type)
     images = torch.rand(64, 1, 4, 4) * 2 - 1
-    noisy, timesteps, target = train_unconditional.training_batch(images, scheduler, (0, 1, 2), accelerator)
+    noisy, timesteps, target, _ = train_unconditional.training_batch(images, scheduler, (0, 1, 2), accelerator)
     again = train_unconditional.training_batch(images, scheduler, (0, 1, 2), accelerator)
-    assert all(torch.equal(a, b) for a, b in zip((noisy, timesteps, target), again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((noisy, timesteps, target), again, strict=False))
     assert not torch.equal(noisy, train_unconditional.training_batch(images, scheduler, (0, 1, 3), accelerator)[0])
     # a model that returns the target is exact: its x_0 is the image
     scheduler = EtaDDIMScheduler(prediction_type=prediction_type, clip_sample=False)
     scheduler.set_timesteps(10)
     assert (scheduler.step(target, timesteps, noisy).pred_original_sample - images).abs().max() < 2e-3
+
+
+def test_offset_noise_and_dropped_labels():
+    accelerator = train_unconditional.Accelerator(cpu=True)
+    scheduler = EtaDDIMScheduler()
+    images = torch.zeros(4000, 2, 4, 4)
+    *_, target, is_dropped = train_unconditional.training_batch(images, scheduler, (0,), accelerator, 0.5, 0.25)
+    plain = train_unconditional.training_batch(images, scheduler, (0,), accelerator)
+    offset = target - plain[2]
+    assert (offset - offset[:, :, :1, :1]).abs().max() < 1e-5
+    assert abs(offset[:, :, 0, 0].std().item() - 0.5) < 0.02
+    assert abs(is_dropped.float().mean().item() - 0.25) < 0.03
+    assert not plain[3].any()
+    assert target.dtype == torch.float32
+
+
+@pytest.mark.parametrize("prediction_type", train_unconditional.PREDICTION_TYPES)
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_min_snr_weights(prediction_type, zero_snr):
+    """A wrong x_0 costs min(SNR, gamma) times its squared error, whatever the model predicts."""
+    gamma = 5.0
+    scheduler = EtaDDIMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr, clip_sample=False)
+    weights = train_unconditional.loss_weights(scheduler, gamma)
+    assert weights.shape == (1000,)
+    assert weights.isfinite().all()
+    assert (train_unconditional.loss_weights(scheduler, None) == 1).all()
+    if zero_snr:
+        assert weights[-1] == (1 if prediction_type == "epsilon" else 0)
+    bars = scheduler.alphas_cumprod.double()
+    timesteps = torch.arange(0, 1000, 37)
+    alpha, sigma = bars[timesteps].sqrt(), (1 - bars[timesteps]).sqrt()
+    # the squared error of the prediction that a unit error of x_0 makes at the same x_t
+    squared = {"sample": torch.ones_like(alpha), "epsilon": (alpha / sigma) ** 2, "v_prediction": 1 / sigma**2}
+    loss = weights[timesteps] * squared[prediction_type]
+    expected = (alpha / sigma).square().clamp(max=gamma)
+    assert ((loss - expected).abs() <= 1e-3 * expected).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_zero_terminal_snr_with_min_snr_trains(image_folder, tmp_path, prediction_type):
+    common = ("--train_data_dir", image_folder, "--logger", "none", "--output_dir", tmp_path / "model")
+    common += ("--prediction_type", prediction_type, "--rescale_betas_zero_snr", "--snr_gamma", 5)
+    assert np.isfinite(train(*common, "--max_train_steps", 2, "--ddpm_num_steps", 4))
+    pipeline = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
+    assert pipeline.scheduler.alphas_cumprod[-1] == 0
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "model").values())
+
+
+def test_loss_of_each_quarter_of_the_timesteps():
+    accelerator = train_unconditional.Accelerator(cpu=True)
+    recent = [(torch.tensor([1.0, 2.0]), torch.tensor([0, 249])), (torch.tensor([6.0]), torch.tensor([999]))]
+    assert train_unconditional.mean_losses(accelerator, recent, 1000) == {
+        "loss": 3.0,
+        "loss/timesteps_0-249": 1.5,
+        "loss/timesteps_750-999": 6.0,
+    }
+
+
+@pytest.mark.parametrize("options", [(), ("--mixed_precision", "bf16", "--channels_last", "--gradient_checkpointing")])
+def test_same_seed_same_run(image_folder, tmp_path, options):
+    common = ("--train_data_dir", image_folder, "--logger", "none", "--max_train_steps", 4, "--logging_steps", 1)
+    seen = []
+    for name, seed in (("first", 1), ("second", 1), ("third", 2)):
+        train(*common, "--output_dir", tmp_path / name, "--seed", seed, *options)
+        seen.append((tmp_path / name / "logs" / "losses.jsonl").read_text())
+    assert seen[0] == seen[1] != seen[2]
+    for name, value in weights(tmp_path / "first").items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, weights(tmp_path / "second")[name]), name
+
+
+def test_compiled_run_resumes(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    common = ("--train_data_dir", image_folder, "--logger", "none", "--max_train_steps", 2, "--checkpointing_steps", 1)
+    train(*common, "--output_dir", tmp_path)
+    expected = weights(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    train(*common, "--output_dir", tmp_path, "--resume_from_checkpoint", "latest")
+    assert all(torch.equal(value, weights(tmp_path)[name]) for name, value in expected.items())
+
+
+def test_class_conditional(tmp_path):
+    """Black and white images in two folders: the model learns which is which; the last label, 2, means no class."""
+    for label, gray in (("black", 0), ("white", 255)):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for k in range(8):
+            write(tmp_path / "images" / label / f"{k}.png", np.full((16, 16), gray, dtype=np.uint8))
+    common = ("--train_data_dir", tmp_path / "images", "--output_dir", tmp_path / "model", "--class_conditional")
+    common += ("--prediction_type", "sample", "--logger", "none", "--lr_scheduler", "constant_with_warmup")
+    train(*common, "--max_train_steps", 60, "--train_batch_size", 16, "--learning_rate", 3e-3)
+    assert json.loads((tmp_path / "model" / "training_args.json").read_text())["class_names"] == ["black", "white"]
+    pipeline = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
+    assert pipeline.unet.config.num_class_embeds == 3
+    noise = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        black, white, neither = (pipeline.unet(noise, 999, torch.tensor([k])).sample.mean() for k in range(3))
+    assert white - black > 1
+    assert black < neither < white
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -181,7 +261,8 @@ def write(path, array):
 
 def load(folder, *arguments):
     arguments = ["--train_data_dir", str(folder), *map(str, arguments)]
-    return train_unconditional.ImageDataset(train_unconditional.parse_args(arguments))
+    arguments = train_unconditional.parse_args(arguments)
+    return train_unconditional.ImageDataset(arguments, *train_unconditional.find_images(arguments))
 
 
 def test_images_are_decoded_without_loss(tmp_path):
@@ -192,7 +273,7 @@ def test_images_are_decoded_without_loss(tmp_path):
     write(tmp_path / "b.png", sixteen_bit)
     dataset = load(tmp_path, "--resolution", 8)
     assert dataset.channels == 1
-    first, second = (dataset[list(dataset.order).index(k)][0] for k in range(2))
+    first, second = (dataset[list(dataset.order).index(k)][0][0] for k in range(2))
     assert torch.equal(first, torch.from_numpy(gray).float() / 255 * 2 - 1)
     assert (second - (torch.from_numpy(sixteen_bit.astype(np.float32)) / 65535 * 2 - 1)).abs().max() < 1e-6
 
@@ -204,7 +285,7 @@ def test_colour_and_gray_mix(tmp_path):
     write(tmp_path / "b.png", colour[..., 0])
     mixed = load(tmp_path, "--resolution", 8)
     assert mixed.channels == 3
-    first, second = (mixed[list(mixed.order).index(k)] for k in range(2))
+    first, second = (mixed[list(mixed.order).index(k)][0] for k in range(2))
     assert torch.equal(second, first[:1].expand(3, -1, -1))
     assert load(tmp_path, "--resolution", 8, "--channels", 1).channels == 1
 
@@ -213,13 +294,13 @@ def test_crop_and_flip(tmp_path):
     write(tmp_path / "a.png", np.arange(8 * 20, dtype=np.uint8).reshape(8, 20))
     whole = np.arange(8 * 20, dtype=np.float32).reshape(8, 20) / 255 * 2 - 1
     center = load(tmp_path, "--resolution", 8, "--center_crop")
-    assert np.abs(center[0][0].numpy() - whole[:, 6:14]).max() < 1e-6
+    assert np.abs(center[0][0][0].numpy() - whole[:, 6:14]).max() < 1e-6
     cropped = load(tmp_path, "--resolution", 8, "--random_flip")
     seen = set()
     for epoch in range(50):
         cropped.set_epoch(epoch)
-        row = (cropped[0][0, 0].numpy() + 1) / 2 * 255
-        assert torch.equal(cropped[0], cropped[0])
+        row = (cropped[0][0][0, 0].numpy() + 1) / 2 * 255
+        assert torch.equal(cropped[0][0], cropped[0][0])
         seen.add((round(float(row.min())), bool(row[0] > row[-1])))
     assert len({left for left, _ in seen}) > 8
     assert {mirrored for _, mirrored in seen} == {False, True}
@@ -242,14 +323,111 @@ def test_dataset_name(tmp_path, monkeypatch):
         write(tmp_path / f"{k}.png", np.full((8, 8), k, dtype=np.uint8))
     data = datasets.Dataset.from_dict({"image": [e["path"] for e in encoded]}).cast_column("image", datasets.Image())
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: data)
-    dataset = train_unconditional.ImageDataset(
-        train_unconditional.parse_args(["--dataset_name", "some/set", "--resolution", "8"])
-    )
-    assert {round((item.mean().item() + 1) / 2 * 255) for item in dataset} == {0, 1, 2}
+    arguments = train_unconditional.parse_args(["--dataset_name", "some/set", "--resolution", "8"])
+    dataset = train_unconditional.ImageDataset(arguments, *train_unconditional.find_images(arguments))
+    assert {round((item.mean().item() + 1) / 2 * 255) for item, _ in dataset} == {0, 1, 2}
     with pytest.raises(ValueError, match="`image_column`"):
-        train_unconditional.ImageDataset(
+        train_unconditional.find_images(
             train_unconditional.parse_args(["--dataset_name", "some/set", "--image_column", "img"])
         )
+
+
+@pytest.mark.parametrize(
+    ("array", "largest"),
+    [
+        (np.arange(64, dtype=np.uint8).reshape(8, 8), 255),
+        (np.arange(192, dtype=np.uint16).reshape(8, 8, 3) * 300, 65535),
+        (np.linspace(0, 1, 320, dtype=np.float32).reshape(8, 8, 5), 1),
+    ],
+)
+def test_arrays(tmp_path, array, largest):
+    np.save(tmp_path / "a.npy", array)
+    dataset = load(tmp_path, "--resolution", 8)
+    expected = torch.from_numpy(array.reshape(8, 8, -1) / largest * 2 - 1).permute(2, 0, 1)
+    assert dataset.channels == len(expected)
+    assert (dataset[0][0] - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_training_with_other_channels_and_sizes(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for k in range(4):
+        np.save(tmp_path / "images" / f"{k}.npy", rng.random((8, 16, channels), dtype=np.float32))
+    common = ("--train_data_dir", tmp_path / "images", "--output_dir", tmp_path / "model", "--max_train_steps", 1)
+    train(*common, "--resolution", 8, 16)
+    pipeline = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
+    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 16, channels)
+    assert PIL.Image.open(tmp_path / "model" / "sample.png").size == (2 * 16, 2 * 8)
+
+
+def test_alpha_is_kept_if_asked_for(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(8, 8, 4), dtype=np.uint8)
+    write(tmp_path / "a.png", pixels)
+    for channels, arguments in ((3, ()), (4, ("--channels", 4))):
+        dataset = load(tmp_path, "--resolution", 8, *arguments)
+        expected = torch.from_numpy(pixels[..., :channels]).permute(2, 0, 1) / 255 * 2 - 1
+        assert torch.equal(dataset[0][0], expected)
+
+
+def test_model_config_is_used_at_the_resolution_and_with_the_classes(tmp_path):
+    config = {"sample_size": 64, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4, "dropout": 0.5}
+    UNet2DModel(block_out_channels=(8,) * 4, num_class_embeds=1000, **config).save_config(tmp_path)
+    arguments = ["--train_data_dir", str(tmp_path), "--model_config_name_or_path", str(tmp_path)]
+    arguments = train_unconditional.parse_args([*arguments, "--resolution", "16", "32"])
+    for num_classes, embeddings in ((None, None), (10, 11)):
+        unet = train_unconditional.build_unet(arguments, 1, num_classes)
+        assert list(unet.config.sample_size) == [16, 32]
+        assert unet.config.num_class_embeds == embeddings
+        assert unet.config.dropout == 0.5
+
+
+def test_photos_are_turned_as_their_camera_says(tmp_path):
+    image = PIL.Image.fromarray(np.repeat(np.uint8([[0] * 8 + [255] * 8]), 8, axis=0))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    image.save(tmp_path / "a.png", exif=exif)
+    pixels = load(tmp_path, "--resolution", 16, 8)[0][0]
+    assert pixels.shape == (1, 16, 8)
+    assert (pixels[:, :8] == -1).all()
+    assert (pixels[:, 8:] == 1).all()
+
+
+def test_images_that_do_not_fit_in_memory_are_decoded_each_time(image_folder):
+    cached = load(image_folder, "--resolution", 16, "--random_flip")
+    decoded = load(image_folder, "--resolution", 16, "--random_flip", "--image_cache_gb", 1e-6)
+    assert decoded.images is None
+    for position in range(16):
+        assert torch.equal(cached[position][0], decoded[position][0])
+
+
+def test_worker_processes_change_nothing(image_folder, tmp_path):
+    common = ("--train_data_dir", image_folder, "--logger", "none", "--max_train_steps", 6, "--random_flip")
+    losses = [
+        train(*common, "--output_dir", tmp_path / str(n), "--dataloader_num_workers", n, "--image_cache_gb", 0)
+        for n in (0, 2)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_labels_of_a_data_set(tmp_path, monkeypatch):
+    import datasets
+
+    write(tmp_path / "a.png", np.zeros((8, 8), dtype=np.uint8))
+    images = [str(tmp_path / "a.png")] * 3
+    named = datasets.Dataset.from_dict({"image": images, "label": [1, 0, 1]})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    arguments = train_unconditional.parse_args(["--dataset_name", "some/set", "--class_conditional"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: named.cast(features))
+    assert train_unconditional.find_images(arguments)[1:] == ([1, 0, 1], ["cat", "dog"])
+    other = datasets.Dataset.from_dict({"image": images, "label": ["x", "y", "x"]}).cast_column(
+        "image", datasets.Image()
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: other)
+    assert train_unconditional.find_images(arguments)[1:] == ([0, 1, 0], ["x", "y"])
+    arguments.label_column = "class"
+    with pytest.raises(ValueError, match="`label_column` must be one of"):
+        train_unconditional.find_images(arguments)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -269,12 +447,19 @@ def test_dataset_name(tmp_path, monkeypatch):
         (("--train_data_dir", ".", "--seed", "-1"), "--seed"),
         (("--train_data_dir", ".", "--ddpm_num_inference_steps", "2000"), "--ddpm_num_inference_steps"),
         (("--train_data_dir", ".", "--prediction_type", "noise"), "--prediction_type"),
-        (("--train_data_dir", ".", "--channels", "2"), "--channels"),
+        (("--train_data_dir", ".", "--channels", "0"), "--channels"),
         (("--train_data_dir", ".", "--learning_rate", "inf"), "--learning_rate"),
         (("--train_data_dir", ".", "--ema_max_decay", "5"), "--ema_max_decay"),
         (("--train_data_dir", ".", "--adam_beta1", "1"), "--adam_beta1"),
         (("--train_data_dir", ".", "--adam_weight_decay", "nan"), "--adam_weight_decay"),
         (("--train_data_dir", ".", "--block_out_channels", "0", "8"), "--block_out_channels"),
+        (("--train_data_dir", ".", "--resolution", "8", "8", "8"), "--resolution"),
+        (("--train_data_dir", ".", "--label_dropout", "1"), "--label_dropout"),
+        (("--train_data_dir", ".", "--snr_gamma", "0"), "--snr_gamma"),
+        (("--train_data_dir", ".", "--noise_offset", "-0.1"), "--noise_offset"),
+        (("--train_data_dir", ".", "--rescale_betas_zero_snr"), "--prediction_type epsilon"),
+        (("--train_data_dir", ".", "--hub_private_repo"), "need --push_to_hub"),
+        (("--train_data_dir", ".", "--logger", "paper"), "--logger"),
     ],
 )
 def test_bad_argument(arguments, message, capsys):
@@ -309,8 +494,8 @@ def test_unreadable_image_is_named(image_folder, tmp_path, content):
     [
         (("--train_batch_size", 17), "`train_batch_size`"),
         (("--resolution", 15), "`resolution`"),
-        (("--resume_from_checkpoint", "latest"), "`resume_from_checkpoint`"),
         (("--resume_from_checkpoint", "nowhere"), "`resume_from_checkpoint`"),
+        (("--logger", "aim"), "`logger` is 'aim'"),
         (("--model_config_name_or_path", "wrong"), "channels"),
     ],
 )
@@ -362,3 +547,84 @@ def test_arguments_are_recorded(image_folder, tmp_path):
     recorded = json.loads((tmp_path / "model" / "training_args.json").read_text())
     assert recorded["train_data_dir"] == str(image_folder)
     assert recorded["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((8, 8, 2, 2), dtype=np.uint8), r"shape \(H, W\)"),
+        (np.full((8, 8), 1.5), "must be in \\[0, 1\\]"),
+        (np.full((8, 8), np.nan), "must be in"),
+        (np.zeros((8, 8, 2), dtype=np.uint8), "2 channels, not 3"),
+        (np.array([None]), "cannot be read"),
+    ],
+)
+def test_bad_array_is_named(tmp_path, array, message):
+    np.save(tmp_path / "bad.npy", array)
+    write(tmp_path / "good.png", np.zeros((8, 8, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match=rf"bad\.npy .*{message}"):
+        load(tmp_path, "--resolution", 8)
+
+
+def test_sixteen_bit_colour_is_refused(tmp_path):
+    """Pillow reads 8 of the 16 bits. The file is a PNG of one pixel."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">HHH", 1, 2, 3)))
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match=r"deep\.png .*\.npy"):
+        load(tmp_path, "--resolution", 1)
+
+
+def test_unreadable_image_of_a_data_set_is_named():
+    arguments = train_unconditional.parse_args(["--dataset_name", "some/set"])
+    with pytest.raises(ValueError, match="number 0 of the data set cannot be read"):
+        train_unconditional.ImageDataset(arguments, [{"bytes": b"no image", "path": None}], [0])
+
+
+def test_image_outside_of_the_class_folders_is_named(image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    shutil.copy(folder / "0" / "0.png", folder / "stray.png")
+    with pytest.raises(ValueError, match=r"stray\.png"):
+        load(folder, "--class_conditional")
+
+
+# ------------------------------------------------------------------------------------------------------------- the Hub
+
+
+def test_push_to_hub(image_folder, tmp_path):
+    """In a process of its own, since the client reads its settings when it is imported."""
+    with hub_server.Hub() as hub:
+        environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+        common = ["--train_data_dir", str(image_folder), "--max_train_steps", "1", "--push_to_hub"]
+        common += ["--hub_token", "hf_secret", "--hub_private_repo"]
+        script = (
+            "import os, json, sys\n"
+            "import training\n"
+            "from huggingface_hub import create_repo\n"
+            "training.train(*sys.argv[1:], '--output_dir', 'new', '--hub_model_id', 'me/new')\n"
+            "create_repo('me/public', token='hf_secret')\n"
+            "for name in ('me/public', 'no/such/name'):\n"
+            "    try:\n"
+            "        training.train(*sys.argv[1:], '--output_dir', 'refused', '--hub_model_id', name)\n"
+            "    except ValueError as error:\n"
+            "        print(error)\n"
+        )
+        command = [sys.executable, "-c", script, *common]
+        environment["PYTHONPATH"] = str(Path(__file__).parent)
+        printed = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert "me/public is there already, and is public" in printed.stdout
+        assert "the repository no/such/name cannot be used" in printed.stdout
+        assert not (tmp_path / "refused").exists()
+        assert hub.repos["me/new"].private
+        files = hub.repos["me/new"].at("main")[1]
+    assert {"README.md", "model_index.json", "pipeline.py", "sample.png", "training_args.json"} <= files.keys()
+    assert not [name for name in files if name.startswith(("checkpoint", "logs"))]
+    assert b"max_train_steps" in files["README.md"]
+    assert not [name for name, content in files.items() if b"hf_secret" in content]
+    assert not [path for path in (tmp_path / "new").rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]

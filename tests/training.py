@@ -1,0 +1,38 @@
+"""What the tests of the training script share: a tiny run, its images, and how to start it in this process."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import train_unconditional  # noqa: E402
+
+TINY = [
+    *("--resolution", "16", "--block_out_channels", "8", "16", "--layers_per_block", "1", "--attention_resolutions"),
+    *("--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "2", "--use_ema"),
+    *("--eval_batch_size", "4", "--ddpm_num_inference_steps", "3"),
+]
+
+
+def write_images(folder: Path):
+    """16 gray images of 20x24 pixels, in two sub-folders."""
+    rng = np.random.default_rng(0)
+    for k in range(16):
+        path = folder / str(k % 2) / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.fromarray(rng.integers(256, size=(20, 24), dtype=np.uint8)).save(path)
+
+
+def forget_accelerator():
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+
+
+def train(*arguments) -> float:
+    forget_accelerator()
+    return train_unconditional.main([*TINY, *map(str, arguments)])
