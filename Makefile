@@ -6,6 +6,8 @@
 #   make test-lowest the fast tests with the lowest versions that setup.cfg admits
 #   make quality     lint, format, types
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
+#   make samples     samples of the model in models/digits, without any training
+#   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
 
@@ -18,10 +20,15 @@ THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 # of the demo's training; bf16 is the faster one where the processor or GPU has it, `PRECISION=no` is float32
 PRECISION ?= bf16
 
+# of `make results`: images for each cell, and the rows that have 1000 steps as well
+NUM_IMAGES ?= $(if $(filter cuda,$(DEVICE)),5000,300)
+ROWS_OF_MANY_STEPS ?= $(if $(filter cuda,$(DEVICE)),0 0.2 0.5 1 sigma-hat,0)
+CLASSIFIER = outputs/digits-classifier.safetensors
+
 PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-lowest quality bench clean
+.PHONY: install demo test test-slow test-lowest quality bench samples results models clean
 
 install: $(INSTALLED)
 
@@ -65,6 +72,25 @@ quality: $(INSTALLED)
 bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/differences.py --update README.md
 	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE) --update RESULTS.md
+
+samples: $(INSTALLED)
+	$(VENV)/bin/python examples/sample_grid.py models/digits --num_images 64 --num_inference_steps 20 \
+		--output outputs/samples.png
+
+$(CLASSIFIER): | data/digits
+	$(VENV)/bin/python examples/train_classifier.py data/digits --output $@
+
+results: data/digits $(CLASSIFIER)
+	$(VENV)/bin/python benchmarks/closed_form.py data/digits/test --plot docs/closed-form.png --update RESULTS.md
+	$(VENV)/bin/python benchmarks/table1.py models/digits --device $(DEVICE) --features digits --weights $(CLASSIFIER) \
+		--reference data/digits/train --held_out data/digits/test --num_images $(NUM_IMAGES) \
+		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
+		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
+
+# the demo's model in half precision; models/digits/README.md is its card
+models: $(INSTALLED)
+	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
+		Pipeline.from_pretrained('$(DEMO)', torch_dtype=torch.float16).save_pretrained('models/digits')"
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info

@@ -184,10 +184,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     data = digits(args.data_dir)
     results = measure(data, args.num_images, args.num_seeds)
+    floor = with_spread(results["floor", "", 0][0])
     text = (
-        f"{len(data)} digits at {SIZE}x{SIZE} with a blur of {BLUR}; {args.num_images} samples, {args.num_seeds} seeds, "
-        f"diffusers {diffusers.__version__}. Fréchet distance in pixels, mean and half the range over the seeds; floor "
-        f"(samples of the distribution itself): {with_spread(results['floor', '', 0][0])}.\n\n"
+        f"{len(data)} digits at {SIZE}x{SIZE}, blur {BLUR}; {args.num_images} samples, {args.num_seeds} seeds; "
+        f"diffusers {diffusers.__version__}. Fréchet distance in pixels, mean and half the range over the seeds; "
+        f"samples of the distribution itself have {floor}.\n\n"
         f"{table(results, 0, [name for name, *_ in SAMPLERS])}\n"
         "Distance to the end of 1000 steps of η = 0 from the same noise, root mean square of a pixel in [-1, 1]:\n\n"
         f"{table(results, 1, list(DETERMINISTIC))}"
