@@ -69,7 +69,7 @@ def compared_cells() -> list[Cell]:
         for n in counts
         for scheduler in ("DDIMScheduler", "EtaDDIMScheduler")
     ]
-    return cells + [Cell("EtaDDIMScheduler", "quadratic", "0", n) for n in (10, 15, 20, 30)]
+    return cells + [Cell("EtaDDIMScheduler", "quadratic", "0", n) for n in sorted({c.steps for c in cells})]
 
 
 def measure_times(args: argparse.Namespace) -> dict[int, float]:

@@ -186,9 +186,8 @@ def main(argv: list[str] | None = None) -> int:
             stacked = np.stack(arrays).reshape(len(arrays), *arrays[0].shape[:2], -1)
             args.npz.parent.mkdir(parents=True, exist_ok=True)
             write(args.npz, rank, lambda path: np.savez(path, stacked))
-        print(
-            f"{args.num_images} images are in {args.output_dir}; this process made {len(missing)} of them in {seconds:.1f} s"
-        )
+        made = f"this process made {len(missing)} of them in {seconds:.1f} s"
+        print(f"{args.num_images} images are in {args.output_dir}; {made}")
     state.wait_for_everyone()
     return len(missing)
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 NUM_CLASSES = 10
+BATCH_SIZE = 100
 
 
 class DigitClassifier(nn.Module):
@@ -78,14 +79,16 @@ def main(argv: list[str] | None = None) -> float:
         parser.error("--num_epochs and --learning_rate must be positive")
     train_images, train_labels = load_digits(args.data_dir / "train")
     test_images, test_labels = load_digits(args.data_dir / "test")
+    if len(train_images) < BATCH_SIZE:
+        raise ValueError(f"`data_dir` must hold {BATCH_SIZE} training images at least, but holds {len(train_images)}.")
 
     torch.manual_seed(args.seed)
     classifier = DigitClassifier()
-    batches_per_epoch = len(train_images) // 100
+    batches_per_epoch = len(train_images) // BATCH_SIZE
     optimizer = torch.optim.Adam(classifier.parameters(), args.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.num_epochs * batches_per_epoch)
     for _ in range(args.num_epochs):
-        for batch in torch.randperm(len(train_images))[: 100 * batches_per_epoch].view(-1, 100):
+        for batch in torch.randperm(len(train_images))[: BATCH_SIZE * batches_per_epoch].view(-1, BATCH_SIZE):
             down, right = torch.randint(-2, 3, (2,)).tolist()
             images = train_images[batch].roll((down, right), (2, 3))  # the borders of the digits are black
             loss = F.cross_entropy(classifier(images), train_labels[batch])

@@ -17,12 +17,11 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import generate
 
-OPTIONS = "--num_images 11 --batch_size 4 --num_inference_steps 3 --eta 0.5 --seed 7".split()
+OPTIONS = ["--num_images", "11", "--batch_size", "4", "--num_inference_steps", "3", "--eta", "0.5", "--seed", "7"]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +63,7 @@ def test_images_are_those_of_the_pipeline(model, whole):
 
 def test_two_processes_write_the_same_files(model, whole, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(EXAMPLES / "generate.py"), str(model), *OPTIONS, "--output_dir", str(tmp_path / "images")]
+    command += [generate.__file__, str(model), *OPTIONS, "--output_dir", str(tmp_path / "images")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     assert "this process made 7 of them" in printed  # two batches of three, the last one of 3 images
@@ -76,7 +75,7 @@ def test_killed_run_goes_on_where_it_was(model, tmp_path):
     folder = tmp_path / "images"
     arguments = [str(model), "--num_inference_steps", "20", "--output_dir", str(folder), "--num_images", "600"]
     arguments += ["--batch_size", "20"]
-    process = subprocess.Popen([sys.executable, str(EXAMPLES / "generate.py"), *arguments])
+    process = subprocess.Popen([sys.executable, generate.__file__, *arguments])
     while len(list(folder.glob("0*.png"))) < 45:
         assert process.poll() is None
         time.sleep(0.01)
@@ -134,7 +133,7 @@ def test_refuses_a_model_that_was_trained_further(model, tmp_path):
     generate.main(arguments)
     next(pipeline.unet.parameters()).data[0] += 1e-6
     pipeline.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="^`weights`"):
+    with pytest.raises(ValueError, match=r"^`weights`"):
         generate.main(arguments)
 
 
