@@ -67,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--sigma_hat needs --eta 1 and the EtaDDIMScheduler")
     if args.npz is not None and args.npz.suffix != ".npz":
         parser.error(f"--npz must end in .npz, but is {args.npz}")
+    if args.npz is not None and args.npz.resolve().parent == args.output_dir.resolve():
+        parser.error(f"--npz must be outside --output_dir, which holds images alone, but is {args.npz}")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         parser.error(f"--output_dir is no folder: {args.output_dir}")
     return args
@@ -195,5 +197,5 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

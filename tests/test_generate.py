@@ -154,11 +154,13 @@ def test_refuses_a_folder_of_something_else(model, tmp_path):
         "--eta 1.5",
         "--sigma_hat",
         "--npz images.npy",
+        "--npz images/all.npz",
     ],
 )
-def test_refuses_bad_arguments(arguments, tmp_path, capsys):
+def test_refuses_bad_arguments(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        generate.main(["nowhere", "--output_dir", str(tmp_path / "images"), *arguments.split()])
+        generate.main(["nowhere", "--output_dir", "images", *arguments.split()])
     assert arguments.split()[0] in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
