@@ -22,6 +22,7 @@ PRECISION ?= bf16
 
 # of `make results`: images for each cell, and the rows that have 1000 steps as well
 NUM_IMAGES ?= $(if $(filter cuda,$(DEVICE)),5000,300)
+RESULTS_BATCH_SIZE ?= $(if $(filter cuda,$(DEVICE)),1000,50)
 ROWS_OF_MANY_STEPS ?= $(if $(filter cuda,$(DEVICE)),0 0.2 0.5 1 sigma-hat,0)
 CLASSIFIER = outputs/digits-classifier.safetensors
 
@@ -83,7 +84,7 @@ $(CLASSIFIER): | data/digits
 results: data/digits $(CLASSIFIER)
 	$(VENV)/bin/python benchmarks/closed_form.py data/digits/test --plot docs/closed-form.png --update RESULTS.md
 	$(VENV)/bin/python benchmarks/table1.py models/digits --device $(DEVICE) --features digits --weights $(CLASSIFIER) \
-		--reference data/digits/train --held_out data/digits/test --num_images $(NUM_IMAGES) \
+		--reference data/digits/train --held_out data/digits/test --num_images $(NUM_IMAGES) --batch_size $(RESULTS_BATCH_SIZE) \
 		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
 		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
 

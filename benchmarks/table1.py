@@ -10,6 +10,7 @@ seeds. The images are kept in the work folder, so that a run that was stopped go
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ from evaluate import FEATURES, Scores, extract_features, load_images, load_netwo
 
 ROWS = ("0", "0.2", "0.5", "1", "sigma-hat")
 MANY_STEPS = 1000
-# item 5: where the built-in steps to wrong noise levels, where it does not, and the grid of the paper's CIFAR-10 column
+# where the built-in steps to wrong noise levels for these numbers of steps, and `leading`, where it does not
 COMPARED = (("linspace", (10, 15, 20, 30)), ("trailing", (15, 30)), ("leading", (10, 20)))
 TIMED_IMAGES = 16
 
@@ -101,7 +102,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for i, cell in enumerate(dict.fromkeys(cells)):
         print(f"{i + 1} of {len(set(cells))}: {cell}", flush=True)
         folder = args.work_dir / str(cell)
-        common = ["--num_images", args.num_images, "--seed", args.seed, "--output_dir", folder]
+        common = ["--num_images", args.num_images, "--batch_size", args.batch_size, "--seed", args.seed]
+        common += ["--output_dir", folder]
         generate.main([args.pipeline, *cell.arguments(), *map(str, common)])
         images = load_images(folder)
         if reference_features is None:
@@ -226,6 +228,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--features", choices=FEATURES, default="inception", help="what the images are compared by")
     parser.add_argument("--weights", type=Path, help="file of the feature network's weights")
     parser.add_argument("--num_images", type=int, default=5000, help="images for each cell")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per model call")
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100], help="columns before the last one")
     parser.add_argument(
         "--rows_of_many_steps", nargs="+", default=list(ROWS), choices=ROWS, help="rows that have 1000 steps as well"
@@ -240,6 +243,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if not {10, 20, 50} <= set(args.steps) or "0" not in args.rows_of_many_steps:
         parser.error("--steps must hold 10, 20 and 50, and --rows_of_many_steps 0: the claims are about them")
 
+    if args.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # for generate.py
     results = json.loads(json.dumps(measure(args)))
     text = report(results)
     print(text, end="")
