@@ -88,10 +88,11 @@ results: data/digits $(CLASSIFIER)
 		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
 		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
 
-# the demo's model in half precision; models/digits/README.md is its card
+# the demo's model in half precision, without the copies of this package's code; models/digits/README.md is its card
 models: $(INSTALLED)
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
 		Pipeline.from_pretrained('$(DEMO)', torch_dtype=torch.float16).save_pretrained('models/digits')"
+	rm models/digits/pipeline.py models/digits/scheduler/ddim_scheduler.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info

@@ -146,6 +146,17 @@ def test_table1_refuses(capsys):
         assert wrong[0] in capsys.readouterr().err
 
 
+def test_model_of_the_repository_draws_digits():
+    """Half of the pixels of a digit are black, some are white, and no two digits are equal."""
+    pipeline = EtaDDIMPipeline.from_pretrained(ROOT / "models" / "digits")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.unet.dtype == torch.float32
+    images = pipeline(8, num_inference_steps=10, seed=0, output_type="pt").images.flatten(1)
+    assert ((images < 0.1).double().mean(1) > 0.5).all()
+    assert (images.amax(1) > 0.6).all()
+    assert torch.cdist(images, images).fill_diagonal_(9.0).min() > 1
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_measured_table1(device):
     """The report in RESULTS.md is that of the figures kept beside it."""
