@@ -21,7 +21,7 @@ THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 PRECISION ?= bf16
 
 # of `make results`: images for each cell, and the rows that have 1000 steps as well
-NUM_IMAGES ?= $(if $(filter cuda,$(DEVICE)),5000,300)
+NUM_IMAGES ?= $(if $(filter cuda,$(DEVICE)),5000,200)
 RESULTS_BATCH_SIZE ?= $(if $(filter cuda,$(DEVICE)),1000,50)
 ROWS_OF_MANY_STEPS ?= $(if $(filter cuda,$(DEVICE)),0 0.2 0.5 1 sigma-hat,0)
 CLASSIFIER = outputs/digits-classifier.safetensors
