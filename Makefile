@@ -7,6 +7,8 @@
 #   make quality     lint, format, types
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
+#   make samples     samples of the model in models/digits, without any training
+#   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
 
@@ -19,10 +21,16 @@ THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 # of the demo's training; bf16 is the faster one where the processor or GPU has it, `PRECISION=no` is float32
 PRECISION ?= bf16
 
+# of `make results`: images for each cell, and the rows that have 1000 steps as well
+NUM_IMAGES ?= $(if $(filter cuda,$(DEVICE)),5000,200)
+RESULTS_BATCH_SIZE ?= $(if $(filter cuda,$(DEVICE)),1000,50)
+ROWS_OF_MANY_STEPS ?= $(if $(filter cuda,$(DEVICE)),0 0.2 0.5 1 sigma-hat,0)
+CLASSIFIER = outputs/digits-classifier.safetensors
+
 PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-lowest quality bench bench-training clean
+.PHONY: install demo test test-slow test-lowest quality bench bench-training samples results models clean
 
 install: $(INSTALLED)
 
@@ -70,6 +78,26 @@ bench: $(INSTALLED)
 
 bench-training: data/digits
 	$(VENV)/bin/python benchmarks/training.py --device $(DEVICE) --update RESULTS.md
+
+samples: $(INSTALLED)
+	$(VENV)/bin/python examples/sample_grid.py models/digits --num_images 64 --num_inference_steps 20 \
+		--output outputs/samples.png
+
+$(CLASSIFIER): | data/digits
+	$(VENV)/bin/python examples/train_classifier.py data/digits --output $@
+
+results: data/digits $(CLASSIFIER)
+	$(VENV)/bin/python benchmarks/closed_form.py data/digits/test --plot docs/closed-form.png --update RESULTS.md
+	$(VENV)/bin/python benchmarks/table1.py models/digits --device $(DEVICE) --features digits --weights $(CLASSIFIER) \
+		--reference data/digits/train --held_out data/digits/test --num_images $(NUM_IMAGES) --batch_size $(RESULTS_BATCH_SIZE) \
+		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
+		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
+
+# the demo's model in half precision, without the copies of this package's code; models/digits/README.md is its card
+models: $(INSTALLED)
+	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
+		Pipeline.from_pretrained('$(DEMO)', torch_dtype=torch.float16).save_pretrained('models/digits')"
+	rm models/digits/pipeline.py models/digits/scheduler/ddim_scheduler.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info

@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import policy_gradient
+import prepare_blue_marble
 import prepare_digits
 import sample_grid
 
@@ -28,6 +29,29 @@ def test_prepare_digits(tmp_path, capsys):
     with pytest.raises(SystemExit):
         prepare_digits.main([str(folder)])
     assert "not empty" in capsys.readouterr().err
+
+
+def test_pieces_of_the_map_are_land_and_of_separate_stripes():
+    """On a map that is blue in its upper half, plain in three of ten stripes, and red noise elsewhere."""
+    pixels = np.random.default_rng(0).integers(100, size=(256, 2000, 3), dtype=np.uint8)
+    pixels[:128, :, 2] = 200
+    pixels[128:, :, 2] = 0
+    pixels[:, :600] = 100
+    pieces = list(prepare_blue_marble.land_pieces(pixels))
+    assert {part for part, *_ in pieces} == {"train", "test"}
+    for part, top, left, piece in pieces:
+        assert piece.shape == (64, 64, 3)
+        assert top >= 96  # at least half of it below the middle
+        assert left >= 600
+        assert left // 200 == (left + 63) // 200
+        assert (left // 200 == 7) == (part == "test")
+
+
+def test_prepare_blue_marble_refuses_a_folder_with_files(tmp_path, capsys):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(SystemExit):
+        prepare_blue_marble.main([str(tmp_path)])
+    assert "output_dir is not empty" in capsys.readouterr().err
 
 
 def test_sample_grid(pipeline, tmp_path, capsys):
