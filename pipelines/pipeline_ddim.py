@@ -326,7 +326,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
                     ratio = self._alpha_cumprod(t) / self._alpha_cumprod(s)
                     fresh = randn_tensor(shape, generator, device, torch.float32)
                     sample = ratio.sqrt() * sample + (1 - ratio).sqrt() * fresh
-                latents, last_latents = sample, latents
+                latents, last_latents = sample, latents if method == "o_belm" else None
             if callback_on_step_end is not None:
                 tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                 returned = callback_on_step_end(self, i, t, tensors)
