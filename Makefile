@@ -58,7 +58,7 @@ demo: data/digits
 		--output $(DEMO)/grid.png
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow

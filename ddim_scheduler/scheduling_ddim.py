@@ -423,7 +423,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         )
         fresh_std = np.sqrt(-np.expm1(log_t - log_s))
         std = sigma_s / sigma_t * fresh_std
-        direction = alpha_t / alpha_s * sigma_s**2 / sigma_t
+        direction = np.exp((log_t - log_s) / 2) * sigma_s**2 / sigma_t
 
         table = np.stack(_Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std), axis=1)
         device_table = _to_device(torch.from_numpy(table), device)
