@@ -122,8 +122,9 @@ def operators(scheduler_class: type) -> str:
     scheduler = scheduler_class()
     scheduler.set_timesteps(50)
     x = torch.randn(1, 3, 8, 8)
+    timestep = scheduler.timesteps[10]
     with CountOperators() as mode:
-        scheduler.step(x, scheduler.timesteps[10], x)
+        scheduler.step(x, timestep, x)
     return f"{sum(mode.counts.values())} ({mode.counts['_local_scalar_dense']})"
 
 

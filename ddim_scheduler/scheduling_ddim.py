@@ -411,16 +411,11 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         ascending = np.append(-1, grid[::-1])
         prev_timesteps = np.repeat(ascending, np.diff(ascending, append=self.config.num_train_timesteps - 1))
 
-        log_t, final = self._log_alphas_cumprod, self._final_log_alpha_cumprod
-        alpha_t, sigma_t = np.exp(log_t / 2), np.sqrt(-np.expm1(log_t))
-        log_s, alpha_s, sigma_s = (
-            np.append(values, last)[prev_timesteps]  # a timestep of -1 takes the last one
-            for values, last in (
-                (log_t, final),
-                (alpha_t, math.exp(final / 2)),
-                (sigma_t, math.sqrt(-math.expm1(final))),
-            )
-        )
+        # the last entry of each is the level that the last step goes to, timestep -1
+        log = np.append(self._log_alphas_cumprod, self._final_log_alpha_cumprod)
+        levels = log, np.exp(log / 2), np.sqrt(-np.expm1(log))
+        log_t, alpha_t, sigma_t = (level[:-1] for level in levels)
+        log_s, alpha_s, sigma_s = (level[prev_timesteps] for level in levels)
         fresh_std = np.sqrt(-np.expm1(log_t - log_s))
         std = sigma_s / sigma_t * fresh_std
         direction = np.exp((log_t - log_s) / 2) * sigma_s**2 / sigma_t
