@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.utils import make_image_grid
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
@@ -25,6 +26,7 @@ from ddim_scheduler.scheduling_ddim import TIMESTEP_SPACINGS
 PICTURE_STEPS = 50  # of interpolation and editing
 PARTS = ("consistency", "interpolation", "editing", "reconstruction")
 METHODS = ("plain", "fixed_point", "o_belm")
+THEIRS = "diffusers"  # its DDIMInverseScheduler and DDIMScheduler, which know `leading` and `trailing`
 EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
@@ -98,6 +100,12 @@ def reconstruction(unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argpa
         for method in args.methods:
             back, latents, calls = [], [], 0
             for part in images.split(args.batch_size):
+                if method == THEIRS:
+                    result, latent = round_trip_of_diffusers(unclipped, part.to(args.device), steps)
+                    back.append(result.cpu())
+                    latents.append(latent)
+                    calls += steps
+                    continue
                 found = unclipped.invert(part, steps, method)
                 call = {"method": "o_belm", "prev_latents": found.prev_latents} if method == "o_belm" else {"eta": 0.0}
                 settings = {"num_inference_steps": steps, "latents": found.latents, "output_type": "pt", **call}
@@ -113,6 +121,21 @@ def reconstruction(unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argpa
             if steps == args.num_inference_steps[0]:
                 shown.append(result[: args.num_images])
     save_rows(shown, args.output_dir / "reconstruction.png", args.scale)
+
+
+@torch.no_grad()
+def round_trip_of_diffusers(pipeline: EtaDDIMPipeline, images: torch.Tensor, steps: int):
+    """The images again, and their latents, by diffusers' own pair of schedulers."""
+    states = [2 * images - 1]
+    for scheduler_class in (DDIMInverseScheduler, DDIMScheduler):
+        scheduler = scheduler_class.from_config(pipeline.scheduler.config)
+        scheduler.set_timesteps(steps)
+        sample = states[-1]
+        for t in scheduler.timesteps:
+            sample = scheduler.step(pipeline.unet(sample, t).sample, t, sample).prev_sample
+        states.append(sample)
+    _, latents, result = states
+    return (result / 2 + 0.5).clamp(0, 1), latents
 
 
 def editing(pipeline: EtaDDIMPipeline, images: torch.Tensor, args: argparse.Namespace):
@@ -143,7 +166,7 @@ def main(argv: list[str] | None = None) -> Path:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=METHODS, help="inversions of the reconstruction"
+        "--methods", nargs="+", choices=(*METHODS, THEIRS), default=METHODS, help="inversions of the reconstruction"
     )
     parser.add_argument("--timestep_spacing", choices=TIMESTEP_SPACINGS, help="instead of the pipeline's own")
     parser.add_argument("--num_images", type=int, default=8, help="images in a row of the pictures, at least 4")
@@ -161,6 +184,8 @@ def main(argv: list[str] | None = None) -> Path:
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
     spacing = args.timestep_spacing or pipeline.scheduler.config.timestep_spacing
+    if THEIRS in args.methods and spacing not in ("leading", "trailing"):
+        parser.error(f"--methods {THEIRS} knows leading and trailing timesteps only, but the spacing is {spacing}")
     pipeline.scheduler = EtaDDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
     # clipping x_0 forgets where a sample came from, so images are inverted without, as in the paper
     scheduler = EtaDDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)

@@ -437,12 +437,17 @@ def test_example_writes_the_pictures(pipeline, tmp_path, capsys, monkeypatch):
     errors = {line.split("|")[2].strip(): line.split("|")[3] for line in printed.splitlines() if "|    3 |" in line}
     assert float(errors["o_belm"]) < 1e-12
     assert [*errors] == ["plain", "fixed_point", "o_belm"]
-    arguments += " --parts reconstruction --methods plain"
+    arguments += " --parts reconstruction --methods plain diffusers"
     invert_and_interpolate.main(arguments.split())
     printed = capsys.readouterr().out
     assert "Consistency" not in printed
     assert "fixed_point" not in printed
-    assert "| plain " in printed
+    rows = [line.split("|") for line in printed.splitlines() if "|    3 |" in line]
+    assert [row[2].strip() for row in rows] == ["plain", "diffusers"]
+    assert abs(float(rows[0][3]) / float(rows[1][3]) - 1) < 0.1  # the same on `leading` with epsilon, and both rounded
+    with pytest.raises(SystemExit):
+        invert_and_interpolate.main([*arguments.split(), "--timestep_spacing", "linspace"])
+    assert "linspace" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
