@@ -254,10 +254,9 @@ def main(argv: list[str] | None = None) -> Path:
         except (OSError, ValueError) as error:
             parser.error(f"--config must be one of {(*OFFICIAL_CONFIGS,)} or a JSON file, but is {config}: {error}")
     try:
-        pipeline = load_official_checkpoint(args.checkpoint, config, ema=not args.no_ema)
-    except (ValueError, TypeError) as error:
+        load_official_checkpoint(args.checkpoint, config, ema=not args.no_ema).save_pretrained(args.output_dir)
+    except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
-    pipeline.save_pretrained(args.output_dir)
     print(f"The pipeline is {args.output_dir.resolve()}")
     return args.output_dir
 

@@ -48,12 +48,14 @@ def run_rank(arguments: list[str], environment: dict[str, str]):
     train_unconditional.main(arguments)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 def start(server, num_processes: int, *arguments) -> list:
     """Starts the processes of one run as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
+    port, processes = free_port(), []
     for rank in range(num_processes):
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment |= {name: str(num_processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
@@ -171,7 +173,7 @@ def test_accelerate_launch_resumes_two_processes(server, image_folder, tmp_path)
     shutil.copytree(
         tmp_path / "whole", tmp_path / "part", ignore=shutil.ignore_patterns("unet", "*-[46]", "*-00000[46].*")
     )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", free_port(), "--config_file"]
     command += [EXAMPLES / "accelerate_configs" / "cpu_2_processes.yaml", EXAMPLES / "train_unconditional.py", *TINY]
     command += [*common, "--output_dir", tmp_path / "part", "--resume_from_checkpoint", "latest"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
