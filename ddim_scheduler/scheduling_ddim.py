@@ -343,8 +343,10 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             `CommitInfo`: the commit.
 
         Raises:
-            ValueError: If `private` is `True` and the repository is a public one.
+            ValueError: If `repo_id` is no name, or if `private` is `True` and the repository is a public one.
         """
+        if not isinstance(repo_id, str) or not repo_id:
+            raise ValueError(f"`repo_id` must be the name of a repository, but is {repo_id!r}.")
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(
                 folder, push_to_hub=True, repo_id=repo_id, commit_message=commit_message, **kwargs

@@ -8,6 +8,7 @@ This file needs diffusers, huggingface_hub, numpy and torch alone, so that it ca
 import hashlib
 import importlib
 import inspect
+import io
 import json
 import os
 import shutil
@@ -139,6 +140,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
+        if not hasattr(scheduler, "step"):
+            raise TypeError(f"`scheduler` must have a method `step`, but is {type(scheduler).__name__}.")
         if "eta" not in inspect.signature(scheduler.step).parameters:
             name = type(scheduler).__name__
             try:
@@ -849,13 +852,24 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
         Raises:
             FileExistsError: If `save_directory` is a file.
-            TypeError: If `sample_image` is no picture.
+            TypeError: If `sample_image` is no picture that PNG can hold, or `training_settings` are not JSON-able.
             ValueError: For a push, before anything is written, if `private` is `True` and the repository is a public
                 one, or if the folder holds a link that leads out of it.
         """
-        if sample_image is not None and not isinstance(sample_image, PIL.Image.Image):
-            raise TypeError(f"`sample_image` must be a PIL image, but is {sample_image!r:.80}.")
+        picture = None if sample_image is None else _as_png(sample_image)
         folder = Path(save_directory)
+        record = folder / "training_args.json"
+        if push_to_hub and training_settings is None and record.is_file():
+            try:
+                training_settings = json.loads(record.read_bytes())
+            except ValueError as error:
+                raise ValueError(f"{record} is no JSON: {error}") from None
+        try:
+            json.dumps(training_settings, default=str)
+        except TypeError as error:
+            raise TypeError(
+                f"`training_settings` must be JSON-able, but are {training_settings!r:.80}: {error}"
+            ) from None
         folder.mkdir(parents=True, exist_ok=True)
         if push_to_hub:  # the checks come before the work
             _check_links(folder, folder.rglob("*"))
@@ -863,28 +877,32 @@ class EtaDDIMPipeline(DiffusionPipeline):
             if private and not model_info(repo_id, token=token).private:
                 raise ValueError(f"`private` is True, but the repository {repo_id} is there already, and is public.")
 
-        # An older save gives way. Its index goes first and the new one comes last: half a save cannot be loaded.
-        for name in ("model_index.json", "pipeline.py", *_weight_files(variant)):
-            for path in folder.glob(name):
-                path.unlink()
-        super().save_pretrained(
-            str(folder), safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
-        )
-        code = vars(type(self)).get("_code")  # that of a subclass is elsewhere
-        if code is not None:
-            (folder / "pipeline.py").write_bytes(code)
+        # Written aside, so that a save that fails leaves an older one as it was. Then the index of that one goes first
+        # and the new one comes last: half a save cannot be loaded.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as aside:
+            super().save_pretrained(
+                aside, safe_serialization=safe_serialization, variant=variant, max_shard_size=max_shard_size
+            )
+            code = vars(type(self)).get("_code")  # that of a subclass is elsewhere
+            if code is not None:
+                Path(aside, "pipeline.py").write_bytes(code)
+            for name in ("model_index.json", "pipeline.py", *_weight_files(variant)):
+                for path in folder.glob(name):
+                    path.unlink(missing_ok=True)
+            files = [path for path in Path(aside).rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda path: path.name == "model_index.json"):
+                target = folder / path.relative_to(aside)
+                target.parent.mkdir(exist_ok=True)
+                path.replace(target)
         if repo_id is None or not push_to_hub:
             return None
 
-        if sample_image is not None:
-            sample_image.save(folder / "sample.png")
+        if picture is not None:
+            (folder / "sample.png").write_bytes(picture)
         card, replaced = folder / "README.md", _weight_files(variant)
         if (not card.exists() or _is_signed(card)) and file_exists(repo_id, "README.md", token=token):
             shutil.copyfile(hf_hub_download(repo_id, "README.md", token=token), card)
         if not card.exists() or _is_signed(card):
-            record = folder / "training_args.json"
-            if training_settings is None and record.is_file():
-                training_settings = json.loads(record.read_text())
             if license is None and card.exists():
                 license = ModelCard.load(card).data.get("license")
             text = self._model_card(folder, repo_id, variant, license, training_settings)
@@ -915,8 +933,10 @@ class EtaDDIMPipeline(DiffusionPipeline):
             `CommitInfo`: the commit.
 
         Raises:
-            ValueError: If `private` is `True` and the repository is a public one.
+            ValueError: If `repo_id` is no name, or if `private` is `True` and the repository is a public one.
         """
+        if not isinstance(repo_id, str) or not repo_id:
+            raise ValueError(f"`repo_id` must be the name of a repository, but is {repo_id!r}.")
         with tempfile.TemporaryDirectory() as folder:
             return self.save_pretrained(
                 folder, push_to_hub=True, repo_id=repo_id, commit_message=commit_message, **kwargs
@@ -1053,8 +1073,17 @@ def _signed(card: str) -> str:
 
 
 def _is_signed(path: Path) -> bool:
-    card = path.read_text(encoding="utf-8")
+    card = path.read_text(encoding="utf-8", errors="replace")  # a person's may be in another encoding
     return card == _signed(card.rpartition("\n<!--")[0])
+
+
+def _as_png(image: Any) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, "PNG")
+    except (AttributeError, OSError):  # no picture, or of a mode that PNG does not know
+        raise TypeError(f"`sample_image` must be a PIL image that PNG can hold, but is {image!r:.80}.") from None
+    return buffer.getvalue()
 
 
 def _json_block(settings: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import (
@@ -560,14 +561,59 @@ def test_a_second_save_replaces_the_first(first, second, unet, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.unet.parameters(), other.parameters(), strict=True))
 
 
-def test_half_a_save_does_not_load(pipeline, tmp_path, monkeypatch):
+def test_save_that_fails_leaves_the_older_one(pipeline, tmp_path, monkeypatch):
     pipeline.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def die(*args, **kwargs):
         raise KeyboardInterrupt
 
+    with pytest.raises(ValueError, match="5G"):
+        pipeline.save_pretrained(tmp_path, max_shard_size="5G")
     monkeypatch.setattr(EtaDDIMScheduler, "save_pretrained", die)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.save_pretrained(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    EtaDDIMPipeline.from_pretrained(tmp_path)
+
+
+def test_half_a_save_does_not_load(pipeline, tmp_path, monkeypatch):
+    pipeline.save_pretrained(tmp_path)
+    replace = Path.replace
+
+    def die_at_the_scheduler(path, target):
+        if path.name == "scheduler_config.json":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", die_at_the_scheduler)
     with pytest.raises(KeyboardInterrupt):
         pipeline.save_pretrained(tmp_path)
     with pytest.raises(OSError, match=r"model_index\.json"):
         EtaDDIMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"sample_image": PIL.Image.new("CMYK", (2, 2))}, "`sample_image`"),
+        ({"sample_image": "sample.png"}, "`sample_image`"),
+        ({"training_settings": {(1, 2): 3}}, "`training_settings`"),
+    ],
+)
+def test_bad_push_is_refused_before_anything_is_written(pipeline, tmp_path, arguments, name):
+    with pytest.raises(TypeError, match=name):
+        pipeline.save_pretrained(tmp_path / "new", push_to_hub=True, **arguments)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("repo_id", [None, ""])
+def test_push_needs_a_name(pipeline, repo_id):
+    for pushed in (pipeline, pipeline.scheduler):
+        with pytest.raises(ValueError, match="`repo_id`"):
+            pushed.push_to_hub(repo_id)
+
+
+def test_scheduler_without_a_step_is_refused(unet):
+    with pytest.raises(TypeError, match="`scheduler`"):
+        EtaDDIMPipeline(unet=unet, scheduler=None)
