@@ -627,7 +627,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         *_, r, w = _prediction_coefficients(self.config.prediction_type, row.alpha_t, row.sigma_t)
 
         dtype = _computing_dtype(sample)
-        model_output = _cast(self._mean_output(model_output, sample), dtype)
+        model_output = _cast(self._split_output(model_output, sample)[0], dtype)
         change = (of_sample + of_epsilon * r) * _cast(sample, dtype) + of_epsilon * w * model_output
         other_sample = _cast(other_sample, dtype)
         result = (other_sample - change) / of_above if inverse else of_above * other_sample + change
@@ -645,16 +645,19 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
                     f"scheduler by `from_config(scheduler.config, {name}=False)`."
                 )
 
-    def _mean_output(self, model_output: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """The model output without a learned variance, of the sample's shape."""
-        if self.config.variance_type in ("learned", "learned_range"):
-            return _split_variance(model_output, sample)[0]
+    def _split_output(
+        self, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The model output, of the sample's shape, and the half for a learned variance, if the model has one."""
+        variance_type = self.config.variance_type
+        if variance_type in ("learned", "learned_range"):
+            return _split_variance(model_output, sample)
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"`model_output` must have the sample's shape {tuple(sample.shape)}, but has "
-                f"{tuple(model_output.shape)}."
+                f"{tuple(model_output.shape)} (`variance_type` is {variance_type!r})."
             )
-        return model_output
+        return model_output, None
 
     def _transition(
         self,
@@ -680,15 +683,9 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         else:
             direction = sqrt((1 - eta * eta) * row.sigma_s * row.sigma_s + eta * eta * row.direction * row.direction)
             std = eta * (row.fresh_std if config.variance_type == "sigma_hat" else row.std)
-        if config.variance_type in ("learned", "learned_range"):
-            model_output, variance = _split_variance(model_output, sample)
-            if std is not None:
-                std = _times(_learned_std(variance, row, config.variance_type), eta)
-        elif model_output.shape != sample.shape:
-            raise ValueError(
-                f"`model_output` must have the sample's shape {tuple(sample.shape)}, but has "
-                f"{tuple(model_output.shape)} (`variance_type` is {config.variance_type!r})."
-            )
+        model_output, variance = self._split_output(model_output, sample)
+        if std is not None and variance is not None:
+            std = _times(_learned_std(variance, row, config.variance_type), eta)
 
         # 2. x_0 = p x_t + q m and eps = r x_t + w m, where m is the model output
         if sample.dtype != torch.float32 or model_output.dtype != torch.float32:
@@ -901,16 +898,12 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler):
         t, dtype, config = self._check_timestep(timestep), _computing_dtype(sample), self.config
         self._check_signal([t])
         row = _Row(*self._table[t].tolist())
-        model_output = _cast(self._mean_output(model_output, sample), dtype)
+        model_output = _cast(self._split_output(model_output, sample)[0], dtype)
 
         # 1. the sampler's step is x_s = a x_t + b m, where m is the model output
         alpha_t, sigma_t, alpha_s, sigma_s = row[:4]
-        if config.prediction_type == "epsilon":
-            a, b = alpha_s / alpha_t, sigma_s - alpha_s * sigma_t / alpha_t
-        elif config.prediction_type == "sample":
-            a, b = sigma_s / sigma_t, alpha_s - sigma_s * alpha_t / sigma_t
-        else:
-            a, b = alpha_s * alpha_t + sigma_s * sigma_t, sigma_s * alpha_t - alpha_s * sigma_t
+        p, q, r, w = _prediction_coefficients(config.prediction_type, alpha_t, sigma_t)
+        a, b = alpha_s * p + sigma_s * r, alpha_s * q + sigma_s * w
         if a == 0:
             raise ValueError(
                 f"`prediction_type` {config.prediction_type!r} cannot be inverted at timestep {t}: the sampler's step "
@@ -920,7 +913,6 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler):
         next_sample = (sample - b * model_output) / a
 
         # 2. eps from x_t and m, x_0 from x_s = alpha_s x_0 + sigma_s eps; x_0 is thresholded or clipped
-        *_, r, w = _prediction_coefficients(config.prediction_type, alpha_t, sigma_t)
         epsilon = r * next_sample + w * model_output
         pred_original_sample = (sample - sigma_s * epsilon) / alpha_s
         if config.thresholding:
