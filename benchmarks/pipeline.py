@@ -19,7 +19,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
-from report import update
+from report import update, versions
 from step import ratio_of
 
 # name: settings of the UNet, then images and steps of a call on a CPU and on a GPU
@@ -57,7 +57,6 @@ def main(argv: list[str] | None = None) -> list[float]:
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()
-    processor = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
 
     ratios, lines = [], []
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> list[float]:
         lines.append(f"| {name} | {images} x {steps} | {' | '.join(cells)} |")
         ratios.append(compared[0].median)
     table = (
-        f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}; {dtype}, random weights; medians "
+        f"{versions(args.device)}; {dtype}, random weights; medians "
         f"of {ROUNDS} alternating rounds, the middle half of the rounds in brackets; a ratio above 1 means faster than "
         "diffusers' eager pipeline.\n\n"
         "| UNet | images x steps | diffusers, images/s | ours, images/s | ratio | channels_last, images/s | ratio | "

@@ -1,13 +1,23 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a measured table into a document, between `<!-- name -->` and `<!-- /name -->`."""
+"""What the benchmarks share: the line of the processor and the versions, and tables between markers of a document."""
 
 import re
 from pathlib import Path
 
+import diffusers
+import torch
+
+
+def versions(device: str) -> str:
+    processor = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}"
+
 
 def update(path: Path, name: str, table: str):
-    """Replaces what stands between the markers; raises ValueError if they are not there once."""
+    """
+    Replaces what stands between `<!-- name -->` and `<!-- /name -->`; raises ValueError if they are not there once.
+    """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = path.read_text()
     if text.count(start) != 1 or text.count(end) != 1:

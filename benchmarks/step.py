@@ -22,7 +22,7 @@ from diffusers import DDIMScheduler
 
 from ddim_scheduler import EtaDDIMScheduler
 
-from report import update
+from report import update, versions
 
 SHAPES = ((1, 3, 8, 8), (4, 4, 64, 64), (64, 3, 32, 32), (16, 4, 128, 128))
 LOOP_SHAPES = ((64, 3, 32, 32), (8, 4, 128, 128))
@@ -53,23 +53,22 @@ def main(argv: list[str] | None = None) -> dict[tuple, Ratio]:
     parser.add_argument("--plot", type=Path, help="PNG to draw the times of a step into (needs matplotlib)")
     args = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()
-    processor = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(versions := f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}")
+    print(measured_with := versions(args.device))
 
     ratios, copies = time_steps(args.device)
     tables = {
-        "step": f"{versions}; both outputs as a tuple, at eta = 1 with the noise drawn before; {method()}\n\n"
+        "step": f"{measured_with}; both outputs as a tuple, at eta = 1 with the noise drawn before; {method()}\n\n"
         + step_table(ratios, copies),
-        "loop": f"{versions}; {LOOP_STEPS} steps, eta = 0, clip_sample, no model; {method()}\n\n"
+        "loop": f"{measured_with}; {LOOP_STEPS} steps, eta = 0, clip_sample, no model; {method()}\n\n"
         + loop_table(args.device),
-        "start": f"{versions}; {method()}\n\n" + start_table(),
+        "start": f"{measured_with}; {method()}\n\n" + start_table(),
     }
     for name, table in tables.items():
         print(f"\n{table}", end="")
         if args.update is not None:
             update(args.update, f"{name}-{args.device}", table)
     if args.plot is not None:
-        plot(ratios, copies, versions, args.plot)
+        plot(ratios, copies, measured_with, args.plot)
     return ratios
 
 
@@ -179,7 +178,7 @@ def k_diffusion_line() -> str:
     return f"Euler step of k-diffusion and ours without clipping, in a loop on the CPU: {'; '.join(times)}.\n"
 
 
-def plot(ratios: dict[tuple, Ratio], copies: dict[tuple, float], versions: str, path: Path):
+def plot(ratios: dict[tuple, Ratio], copies: dict[tuple, float], measured_with: str, path: Path):
     """Time of a float32 step at eta = 0 with clipping against the size of the sample."""
     import matplotlib
 
@@ -197,7 +196,7 @@ def plot(ratios: dict[tuple, Ratio], copies: dict[tuple, float], versions: str, 
         axes.loglog(sizes, [1e6 * t for t in times], style, label=label)
     axes.set_xlabel("elements of the sample")
     axes.set_ylabel("µs")
-    axes.set_title(f"One step, float32, eta = 0, clipping\n{versions}", fontsize="medium")
+    axes.set_title(f"One step, float32, eta = 0, clipping\n{measured_with}", fontsize="medium")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

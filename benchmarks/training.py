@@ -19,7 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import PIL.Image
 import torch
@@ -28,7 +27,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from report import update
+from report import update, versions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -69,9 +68,8 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
         for variant, results in runs.items():
             lines.append(row(model, variant, results, loop))
             ratios[model, variant] = statistics.median(per_round(results, loop))
-    name = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     table = (
-        f"{name}; torch {torch.__version__}, diffusers {diffusers.__version__}; medians of {args.rounds} alternating "
+        f"{versions(args.device)}; medians of {args.rounds} alternating "
         "rounds, lowest and highest ratio as spread; memory is the peak of the process.\n\n"
         "| model | | images/s | ratio | spread | memory, MB |\n|---|---|---|---|---|---|\n"
     )
