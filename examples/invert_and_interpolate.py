@@ -100,18 +100,11 @@ def reconstruction(unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argpa
         for method in args.methods:
             back, latents, calls = [], [], 0
             for part in images.split(args.batch_size):
-                if method == THEIRS:
-                    result, latent = round_trip_of_diffusers(unclipped, part.to(args.device), steps)
-                    back.append(result.cpu())
-                    latents.append(latent)
-                    calls += steps
-                    continue
-                found = unclipped.invert(part, steps, method)
-                call = {"method": "o_belm", "prev_latents": found.prev_latents} if method == "o_belm" else {"eta": 0.0}
-                settings = {"num_inference_steps": steps, "latents": found.latents, "output_type": "pt", **call}
-                back.append(unclipped(**settings).images.cpu())
-                latents.append(found.latents)
-                calls += found.model_calls
+                round_trip = round_trip_of_diffusers if method == THEIRS else our_round_trip
+                result, latent, model_calls = round_trip(unclipped, part.to(args.device), steps, method)
+                back.append(result.cpu())
+                latents.append(latent)
+                calls += model_calls
             result = torch.cat(back)
             error, std = (result - images).square().mean(), torch.cat(latents).std()
             print(
@@ -123,9 +116,17 @@ def reconstruction(unclipped: EtaDDIMPipeline, images: torch.Tensor, args: argpa
     save_rows(shown, args.output_dir / "reconstruction.png", args.scale)
 
 
+def our_round_trip(pipeline: EtaDDIMPipeline, images: torch.Tensor, steps: int, method: str):
+    """The images again, their latents, and the model calls of the inversion."""
+    found = pipeline.invert(images, steps, method)
+    call = {"method": "o_belm", "prev_latents": found.prev_latents} if method == "o_belm" else {"eta": 0.0}
+    settings = {"num_inference_steps": steps, "latents": found.latents, "output_type": "pt", **call}
+    return pipeline(**settings).images, found.latents, found.model_calls
+
+
 @torch.no_grad()
-def round_trip_of_diffusers(pipeline: EtaDDIMPipeline, images: torch.Tensor, steps: int):
-    """The images again, and their latents, by diffusers' own pair of schedulers."""
+def round_trip_of_diffusers(pipeline: EtaDDIMPipeline, images: torch.Tensor, steps: int, method: str):
+    """The same by diffusers' own pair of schedulers."""
     states = [2 * images - 1]
     for scheduler_class in (DDIMInverseScheduler, DDIMScheduler):
         scheduler = scheduler_class.from_config(pipeline.scheduler.config)
@@ -135,7 +136,7 @@ def round_trip_of_diffusers(pipeline: EtaDDIMPipeline, images: torch.Tensor, ste
             sample = scheduler.step(pipeline.unet(sample, t).sample, t, sample).prev_sample
         states.append(sample)
     _, latents, result = states
-    return (result / 2 + 0.5).clamp(0, 1), latents
+    return (result / 2 + 0.5).clamp(0, 1), latents, steps
 
 
 def editing(pipeline: EtaDDIMPipeline, images: torch.Tensor, args: argparse.Namespace):
