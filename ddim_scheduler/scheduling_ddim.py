@@ -206,10 +206,9 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         self._log_alphas_cumprod = log_alphas_cumprod
 
         # public state, float32 on the CPU as in diffusers
-        self.betas = torch.from_numpy(betas).float()
-        self.alphas = torch.from_numpy(1.0 - betas).float()
-        self.alphas_cumprod = torch.from_numpy(np.exp(log_alphas_cumprod)).float()
-        self.final_alpha_cumprod = torch.tensor(1.0) if set_alpha_to_one else self.alphas_cumprod[0]
+        public = (betas, 1 - betas, np.exp(log_alphas_cumprod))
+        self.betas, self.alphas, self.alphas_cumprod = (torch.from_numpy(a.astype(np.float32)) for a in public)
+        self.final_alpha_cumprod = torch.ones(()) if set_alpha_to_one else self.alphas_cumprod[0]
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self._set_grid(np.arange(num_train_timesteps)[::-1], device=None)
@@ -410,8 +409,10 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
 
     def _set_grid(self, grid: np.ndarray, device: str | torch.device | None):
         """Fills the table: row t holds the step from t to the next lower timestep of the grid."""
-        ascending = np.append(-1, grid[::-1])
-        prev_timesteps = np.repeat(ascending, np.diff(ascending, append=self.config.num_train_timesteps - 1))
+        ascending = grid[::-1]
+        prev_timesteps = np.full(len(self._log_alphas_cumprod) + 1, -1)
+        prev_timesteps[ascending + 1] = ascending
+        prev_timesteps = np.maximum.accumulate(prev_timesteps)[:-1]  # the next lower one for all those between
 
         # the last entry of each is the level that the last step goes to, timestep -1
         log = np.append(self._log_alphas_cumprod, self._final_log_alpha_cumprod)
@@ -419,10 +420,11 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         log_t, alpha_t, sigma_t = (level[:-1] for level in levels)
         log_s, alpha_s, sigma_s = (level[prev_timesteps] for level in levels)
         fresh_std = np.sqrt(-np.expm1(log_t - log_s))
-        std = sigma_s / sigma_t * fresh_std
-        direction = np.exp((log_t - log_s) / 2) * sigma_s**2 / sigma_t
+        ratio = sigma_s / sigma_t
+        std = ratio * fresh_std
+        direction = np.exp((log_t - log_s) / 2) * sigma_s * ratio
 
-        table = np.stack(_Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std), axis=1)
+        table = np.array(_Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std)).T
         device_table = _to_device(torch.from_numpy(table), device)
         # assigned together, so that a device that is not there changes nothing
         self.timesteps = _to_device(torch.from_numpy(grid.astype(np.int64)), device)
