@@ -6,10 +6,17 @@ import sys
 
 import diffusers
 
-from .pipelines.pipeline_ddim import EtaDDIMPipeline, image_generators, slerp
+from .pipelines.pipeline_ddim import EtaDDIMInversionOutput, EtaDDIMPipeline, image_generators, slerp
 from .scheduling_ddim import EtaDDIMInverseScheduler, EtaDDIMScheduler
 
-__all__ = ["EtaDDIMInverseScheduler", "EtaDDIMPipeline", "EtaDDIMScheduler", "image_generators", "slerp"]
+__all__ = [
+    "EtaDDIMInverseScheduler",
+    "EtaDDIMInversionOutput",
+    "EtaDDIMPipeline",
+    "EtaDDIMScheduler",
+    "image_generators",
+    "slerp",
+]
 __version__ = "0.1.0"
 
 # diffusers finds the classes of a model_index.json in this module; it tells schedulers by this name in it.

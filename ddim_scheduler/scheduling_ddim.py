@@ -490,8 +490,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
             _add_(prev_sample, std, _cast(variance_noise, prev_sample.dtype))
 
-        if prev_sample.dtype != sample.dtype:
-            prev_sample, pred_original_sample = prev_sample.to(sample.dtype), pred_original_sample.to(sample.dtype)
+        prev_sample, pred_original_sample = _cast(prev_sample, sample.dtype), _cast(pred_original_sample, sample.dtype)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
@@ -536,13 +535,19 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             `torch.Tensor` of shape `(B,)`.
 
         Raises:
-            ValueError: If the shapes differ or the reduction is unknown.
+            ValueError, TypeError: If the shapes do not fit, an argument is no floating point tensor, or the reduction
+                is unknown.
         """
         _check_choice("reduction", reduction, ("sum", "mean"))
+        for name, tensor in (("prev_sample", prev_sample), ("mean", mean), ("std", std)):
+            _check_floating(name, tensor)
         if prev_sample.shape != mean.shape:
             raise ValueError(
                 f"`prev_sample` must have the mean's shape {tuple(mean.shape)}, but has {tuple(prev_sample.shape)}."
             )
+        sizes = zip(reversed(std.shape), reversed(mean.shape), strict=False)
+        if std.ndim > mean.ndim or any(size not in (1, full) for size, full in sizes):
+            raise ValueError(f"`std` must broadcast over the mean's shape {tuple(mean.shape)}, but has {std.shape}.")
         random = std > 0
         positive_std = torch.where(random, std, torch.ones_like(std))
         log_prob = -(((prev_sample - mean) / positive_std) ** 2) / 2 - positive_std.log() - math.log(2 * math.pi) / 2
@@ -570,6 +575,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError, TypeError: As `step`.
         """
+        _check_floating("prev_sample", prev_sample)
         mean, std, _ = self.transition(model_output, timestep, sample, eta, use_clipped_model_output)
         if prev_sample.shape != sample.shape:
             raise ValueError(
@@ -670,8 +676,7 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None,
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Mean and std of `p(x_s | x_t)` and the predicted x_0, in float32 at least. The std is None for a float 0."""
-        if self.num_inference_steps is None:
-            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
+        self._check_timesteps_are_set()
         config = self.config
         if use_clipped_model_output is None:
             use_clipped_model_output = config.use_clipped_model_output
@@ -859,9 +864,10 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler):
     Walks the grid of `EtaDDIMScheduler` towards noise: a drop-in for diffusers' `DDIMInverseScheduler`, made by
     `EtaDDIMInverseScheduler.from_config(pipe.scheduler.config)`.
 
-    `timesteps` are those of the sampler in ascending order, for every spacing and for custom timesteps. All arguments
-    are those of `EtaDDIMScheduler`; eta and what goes with it are not used. `transition`, `log_prob` and
-    `noise_between` are the sampler's.
+    `timesteps` are those of the sampler in ascending order, for every spacing and for custom timesteps, which are given
+    in decreasing order, as to the sampler. All arguments are those of `EtaDDIMScheduler`; eta and what goes with it are
+    not used. `transition`, `log_prob`, `noise_between` and `previous_timestep` are the sampler's: they begin at
+    `timestep`, where a `step` of this class ends.
     """
 
     __module__ = EtaDDIMScheduler.__module__
@@ -1034,7 +1040,10 @@ def _spaced_timesteps(
 def _as_timesteps(timesteps, num_train_timesteps: int) -> np.ndarray:
     if isinstance(timesteps, torch.Tensor):
         timesteps = timesteps.cpu()
-    grid = np.asarray(timesteps)
+    try:
+        grid = np.asarray(timesteps)
+    except ValueError:  # lists of several lengths
+        raise TypeError(f"`timesteps` must be a list of at least one integer, but is {timesteps!r}.") from None
     if grid.ndim != 1 or grid.size == 0 or not np.issubdtype(grid.dtype, np.integer):
         raise TypeError(f"`timesteps` must be a list of at least one integer, but is {timesteps!r}.")
     grid = grid.astype(np.int64)

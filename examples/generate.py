@@ -37,12 +37,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("pipeline", help="folder or Hub id of an unconditional or class-conditional pipeline")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the images")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, default=argparse.SUPPRESS, help="folder of the images"
+    )
     parser.add_argument("--num_images", type=int, default=1000, help="number of images over all processes")
     parser.add_argument("--batch_size", type=int, default=64, help="images per process and model call")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="sampler steps")
+    parser.add_argument("--timestep_spacing", choices=TIMESTEP_SPACINGS, help="grid of timesteps, instead of its own")
     parser.add_argument(
-        "--timestep_spacing", choices=TIMESTEP_SPACINGS, help="grid of timesteps (default: the pipeline's own)"
+        "--num_classes",
+        type=int,
+        help="classes that the images of a class-conditional UNet take in turn, instead of all but its last, which "
+        "means no class",
     )
     parser.add_argument("--eta", type=float, default=0.0, help="0: deterministic, 1: as random as DDPM")
     parser.add_argument("--sigma_hat", action="store_true", help="noise of std sigma-hat instead, with --eta 1")
@@ -59,6 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("num_images", "batch_size", "num_inference_steps"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
+    if args.num_classes is not None and args.num_classes < 1:
+        parser.error(f"--num_classes must be at least 1, but is {args.num_classes}")
     if args.seed < 0:
         parser.error(f"--seed must not be negative, but is {args.seed}")
     if not 0 <= args.eta <= 1:
@@ -136,8 +144,12 @@ def main(argv: list[str] | None = None) -> int:
 
     # 1. everything that can be refused, before anything is written
     pipeline = load_pipeline(args)
+    num_embeds = pipeline.unet.config.num_class_embeds
+    num_classes = args.num_classes or (num_embeds and max(1, num_embeds - 1))
+    if num_classes and num_classes > (num_embeds or 0):
+        raise ValueError(f"`num_classes` is {num_classes}, but the UNet has {num_embeds or 0} classes.")
     names = ("pipeline", "num_inference_steps", "eta", "scheduler", "seed", "dtype")
-    settings = {name: getattr(args, name) for name in names}
+    settings = {"num_classes": num_classes, **{name: getattr(args, name) for name in names}}
     settings["weights"] = weights_digest(pipeline.unet)
     config = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
     settings["scheduler_config"] = json.loads(json.dumps(config))
@@ -155,7 +167,6 @@ def main(argv: list[str] | None = None) -> int:
         for first in range(0, args.num_images, args.batch_size)
     ][rank :: state.num_processes]
     missing = {k for batch in batches for k in batch if not image_path(args.output_dir, k).is_file()}
-    num_classes = pipeline.unet.config.num_class_embeds
     pipeline.to(state.device)
     share = "Images" if state.num_processes == 1 else f"Images of process 1 of {state.num_processes}"
     progress = tqdm(total=len(missing), desc=share, disable=not is_main)

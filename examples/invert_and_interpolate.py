@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> Path:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("pipeline", help="folder or Hub id of an EtaDDIMPipeline")
-    parser.add_argument("image_dir", type=Path, help="folder of images, best ones that were not in the training")
+    parser.add_argument("image_dir", type=Path, help="folder of images that the model was not trained on")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/inversion"), help="folder for the pictures")
     parser.add_argument(
         "--num_inference_steps", type=int, nargs="+", default=[10, 20, 50, 100], help="numbers of steps S, ascending"
@@ -184,6 +184,13 @@ def main(argv: list[str] | None = None) -> Path:
         parser.error(f"--num_inference_steps must be ascending, at least 1, but are {args.num_inference_steps}")
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
+    config = pipeline.unet.config
+    if config.num_class_embeds is not None or config.sample_size is None or config.in_channels not in (1, 3, 4):
+        parser.error(f"pipeline must have no classes, a `sample_size` and 1, 3 or 4 channels: {args.pipeline}")
+    if args.num_inference_steps[-1] > len(pipeline.scheduler):
+        parser.error(
+            f"--num_inference_steps must be at most {len(pipeline.scheduler)}, but are {args.num_inference_steps}"
+        )
     spacing = args.timestep_spacing or pipeline.scheduler.config.timestep_spacing
     if THEIRS in args.methods and spacing not in ("leading", "trailing"):
         parser.error(f"--methods {THEIRS} knows leading and trailing timesteps only, but the spacing is {spacing}")

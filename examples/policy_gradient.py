@@ -56,13 +56,17 @@ def main(argv: list[str] | None = None) -> list[float]:
     parser.add_argument("--clip_range", type=float, default=0.2, help="PPO's bound on the change of the probabilities")
     parser.add_argument("--seed", type=int, default=0, help="seed of all noise")
     args = parser.parse_args(argv)
-    for name in ("num_rounds", "num_inference_steps", "batch_size", "learning_rate", "clip_range"):
+    if args.batch_size < 2:
+        parser.error(f"--batch_size must be at least 2, but is {args.batch_size}: images are compared with each other")
+    for name in ("num_rounds", "num_inference_steps", "learning_rate", "clip_range"):
         if not getattr(args, name) > 0:
             parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
     if not 0 < args.eta <= 1:
         parser.error(f"--eta must be in (0, 1], but is {args.eta}: without noise there is nothing to reinforce")
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline)
+    if pipeline.unet.config.num_class_embeds is not None or pipeline.unet.config.sample_size is None:
+        parser.error(f"pipeline must have no classes and a `sample_size`: {args.pipeline}")
     pipeline.set_progress_bar_config(disable=True)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     scheduler.set_timesteps(args.num_inference_steps)

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> Path:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("pipeline", help="folder or Hub id of an EtaDDIMPipeline")
-    parser.add_argument("--num_images", type=int, default=64, help="number of images")
+    parser.add_argument("--num_images", type=int, default=64, help="number of images; the classes of a UNet take turns")
     parser.add_argument("--num_inference_steps", type=int, default=20, help="DDIM steps")
     parser.add_argument("--eta", type=float, default=0.0, help="0: deterministic, 1: as random as DDPM")
     parser.add_argument("--seed", type=int, default=0, help="seed of the images")
@@ -41,12 +41,14 @@ def main(argv: list[str] | None = None) -> Path:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
+    num_embeds = pipeline.unet.config.num_class_embeds  # the last of them means no class
+    labels = None if num_embeds is None else [k % max(1, num_embeds - 1) for k in range(args.num_images)]
     start = time.perf_counter()
-    images = pipeline(args.num_images, args.num_inference_steps, args.eta, seed=args.seed).images
+    images = pipeline(args.num_images, args.num_inference_steps, args.eta, seed=args.seed, class_labels=labels).images
     seconds = time.perf_counter() - start
     print(f"{args.num_images} images by {args.num_inference_steps} DDIM steps: {seconds:.1f} s")
     if args.compare_ddpm:
-        ddpm_seconds = time_ddpm_step(pipeline, args.num_images) * 1000
+        ddpm_seconds = time_ddpm_step(pipeline, args.num_images, labels) * 1000
         print(
             f"{args.num_images} images by 1000 DDPM steps: {ddpm_seconds:.0f} s, {ddpm_seconds / seconds:.0f} times as "
             f"long (diffusers' DDPMScheduler, same weights; {TIMED_DDPM_STEPS} of the 1000 steps were timed)"
@@ -63,16 +65,17 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 @torch.no_grad()
-def time_ddpm_step(pipeline: EtaDDIMPipeline, num_images: int) -> float:
+def time_ddpm_step(pipeline: EtaDDIMPipeline, num_images: int, class_labels: list[int] | None) -> float:
     """Seconds of one step of diffusers' ancestral sampler with the pipeline's UNet, the mean over a few."""
     unet = pipeline.unet
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, variance_type="fixed_small")
     size = unet.config.sample_size
     shape = (num_images, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
     sample = torch.randn(shape, device=unet.device)
+    labels = None if class_labels is None else torch.tensor(class_labels, device=unet.device)
     start = time.perf_counter()
     for t in scheduler.timesteps[:TIMED_DDPM_STEPS]:
-        sample = scheduler.step(unet(sample, t).sample, t, sample).prev_sample
+        sample = scheduler.step(unet(sample, t, labels).sample, t, sample).prev_sample
     sample.cpu()  # waits for a GPU
     return (time.perf_counter() - start) / TIMED_DDPM_STEPS
 

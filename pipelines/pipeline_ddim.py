@@ -52,7 +52,16 @@ def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]
     Args:
         seed (`int`): Seed of the whole set of images, at least 0.
         indices (iterable of `int`): Numbers of the images in the set, each at least 0.
+
+    Raises:
+        ValueError, TypeError: If one of them is no such integer.
     """
+    _check_integer("seed", seed, 0)
+    if not isinstance(indices, Iterable):
+        raise TypeError(f"`indices` must be integers, but are {indices!r}.")
+    indices = list(indices)
+    for k in indices:
+        _check_integer("indices", k, 0)
     states = [np.random.SeedSequence([seed, k]).generate_state(1, np.uint64) for k in indices]
     return [torch.Generator().manual_seed(int(state[0]) >> 1) for state in states]
 
@@ -70,26 +79,28 @@ def slerp(a: torch.Tensor, b: torch.Tensor, fractions: float | list[float] | tor
 
     Raises:
         ValueError, TypeError: If the ends differ in shape, are no images, or point in opposite directions (then no arc
-            is the shortest); or if an end is zero.
+            is the shortest); or if an end is zero or not finite.
     """
     for name, end in (("a", a), ("b", b)):
         if not isinstance(end, torch.Tensor) or not end.is_floating_point() or end.ndim < 3:
             raise TypeError(f"`{name}` must be a floating point tensor of shape (..., C, H, W), but is {end!r}.")
     if a.shape != b.shape:
         raise ValueError(f"`b` must have the shape of `a`, {tuple(a.shape)}, but has {tuple(b.shape)}.")
-    u, v = (end.float() / torch.linalg.vector_norm(end.float(), dim=(-3, -2, -1), keepdim=True) for end in (a, b))
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    ends = a.to(dtype), b.to(dtype)
+    u, v = (end / torch.linalg.vector_norm(end, dim=(-3, -2, -1), keepdim=True) for end in ends)
     difference, total = (torch.linalg.vector_norm(x, dim=(-3, -2, -1), keepdim=True) for x in (u - v, u + v))
     if not (total > 1e-4).all():
-        raise ValueError("`a` and `b` must not be zero, not finite or opposite: no arc leads from one to the other.")
+        raise ValueError("No arc leads from `a` to `b`: one of them is zero or not finite, or they are opposite.")
     turns = 2 / torch.pi * torch.atan2(difference, total)  # the angle over pi, accurate where an arc cosine is not
     try:
-        fractions = torch.as_tensor(fractions, dtype=torch.float32, device=a.device)
+        fractions = torch.as_tensor(fractions, dtype=dtype, device=a.device)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"`fractions` must be a number or a list of them, but is {fractions!r}.") from None
     f = fractions.view(*fractions.shape, *(1,) * a.ndim)
     # sin(f angle) / sin(angle), by sinc(x) = sin(pi x) / (pi x), which has no 0/0
     of_a, of_b = (g * torch.sinc(g * turns) / torch.sinc(turns) for g in (1 - f, f))
-    return (of_a * a + of_b * b).to(a.dtype)
+    return (of_a * ends[0] + of_b * ends[1]).to(a.dtype)
 
 
 @dataclass
@@ -238,8 +249,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
             return_dict (`bool`, defaults to `True`):
                 Whether to return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end (`Callable`, *optional*):
-                Called as `callback(pipeline, step, timestep, tensors)` after each step. It may return a dictionary with
-                `latents` to go on with.
+                Called as `callback(pipeline, step, timestep, tensors)` after each step that is done, counted from 0. It
+                may return a dictionary with `latents` to go on with.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`):
                 Names of the tensors that the callback is given.
 
@@ -305,7 +316,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         if mask is not None:
             mask = mask.to(device)
         if class_labels is not None:
-            class_labels = torch.as_tensor(class_labels, device=device)
+            class_labels = _to_labels(class_labels).to(device)
         last_latents = None
         if prev_latents is not None:
             latents, last_latents = prev_latents.to(device, dtype), latents
@@ -334,6 +345,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
                 returned = callback_on_step_end(self, i, t, tensors)
                 if isinstance(returned, dict) and "latents" in returned:
+                    _check_tensor("latents` of `callback_on_step_end", returned["latents"], shape)
                     latents = returned["latents"].to(device, dtype)
 
         # 4. the images
@@ -359,7 +371,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         tolerance: float = 2e-7,
         max_iterations: int = 30,
         timesteps: list[int] | None = None,
-        eta: float = 1.0,
+        eta: float | None = None,
         seed: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         class_labels: list[int] | torch.Tensor | None = None,
@@ -382,7 +394,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 `"fixed_point"`: solves each step by x_t <- x_t + h (x_s - f(x_t)), with the h of Barzilai and Borwein
                 (https://doi.org/10.1093/imanum/8.1.141) for each image. It starts at the plain inversion and keeps the
                 iterate of the smallest residual, so that no step is solved worse than by the plain inversion.
-                `"plain"`: that start alone, what `EtaDDIMInverseScheduler` gives; N model calls.
+                `"plain"`: that start alone, what `EtaDDIMInverseScheduler` gives; N model calls. Where a step does not
+                depend on x_t but by the model (`"sample"`, to x_0), it starts at x_s.
                 `"o_belm"`: for a call with `method="o_belm"` and `prev_latents`, exact by algebra; N - 1 model calls
                 and a fixed point for the first step.
                 `"noise_record"`: for a call with the same `eta` and with `variance_noise`: each x_t is the image with
@@ -394,8 +407,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 Largest number of iterations of a step, at least 1. With 1, the plain inversion and its residual.
             timesteps (`list[int]`, *optional*):
                 The timesteps to visit, strictly decreasing, if the scheduler takes them.
-            eta (`float`, defaults to 1.0):
-                For `"noise_record"`: eta of eq. (16), in (0, 1].
+            eta (`float`, *optional*):
+                For `"noise_record"`: eta of eq. (16), in (0, 1]; 1 if not given.
             seed (`int`, *optional*):
                 For `"noise_record"`: gives image k a generator of its own, as in a call.
             generator (`torch.Generator` or a list of B, *optional*):
@@ -419,10 +432,16 @@ class EtaDDIMPipeline(DiffusionPipeline):
         ```
         """
         _check_choice("method", method, INVERSION_METHODS)
-        _check_number("tolerance", tolerance, 0.0, open_interval=True)
+        _check_number("tolerance", tolerance)
+        if tolerance <= 0:
+            raise ValueError(f"`tolerance` must be positive, but is {tolerance}.")
         _check_integer("max_iterations", max_iterations, 1)
+        for name, value in (("eta", eta), ("seed", seed), ("generator", generator)):
+            if value is not None and method != "noise_record":
+                raise ValueError(f"`{name}` belongs to `method` 'noise_record', but that is {method!r}.")
+        eta = 1.0 if eta is None else eta
         _check_number("eta", eta, 0.0, 1.0)
-        if method == "noise_record" and eta == 0:
+        if eta == 0:
             raise ValueError("`eta` must be above 0 for a noise record, but is 0: no step takes any noise then.")
         self._check_grid(num_inference_steps, timesteps)
         needed = {"o_belm": "midpoint_step", "noise_record": "noise_between"}.get(method, "step")
@@ -440,7 +459,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
         steps = list(zip(ascending, ascending.to(device), [-1, *ascending[:-1].tolist()], strict=True))
         sample = 2 * sample.to(device) - 1
         if class_labels is not None:
-            class_labels = torch.as_tensor(class_labels, device=device)
+            class_labels = _to_labels(class_labels).to(device)
 
         calls = 0
 
@@ -514,6 +533,8 @@ class EtaDDIMPipeline(DiffusionPipeline):
         timesteps: list[int] | None = None,
         class_labels: list[int] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
@@ -529,7 +550,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
                 Number of images from a to b, both ends included, at least 2.
             num_inference_steps (`int`, defaults to 50):
                 Number of steps, at least 1. Not used if `timesteps` are given.
-            timesteps, guidance_scale, output_type, return_dict:
+            timesteps, guidance_scale, height, width, output_type, return_dict:
                 As in a call.
             class_labels (`list[int]` or `torch.Tensor` of B integers, *optional*):
                 Classes of the B pairs, for a class-conditional UNet.
@@ -538,43 +559,59 @@ class EtaDDIMPipeline(DiffusionPipeline):
             `ImagePipelineOutput` or `tuple`: B times n images, those of the first pair first.
 
         Raises:
-            ValueError, TypeError: For an argument of wrong value, shape or type.
+            ValueError, TypeError: For an argument of wrong value, shape or type, or images and a scheduler that clips,
+                before any work is done; or if no arc leads from one end to the other.
         """
         _check_integer("n", n, 2)
+        self._check_grid(num_inference_steps, timesteps)
+        self._check_output_type(output_type)
+        ends = [self._to_tensor_of_end(name, end, height, width) for name, end in (("a", a), ("b", b))]
+        are_images = [not isinstance(end, torch.Tensor) and not _are_seeds(end) for end in (a, b)]
+        if ends[0].shape != ends[1].shape:
+            shapes = tuple(ends[0].shape), tuple(ends[1].shape)
+            raise ValueError(f"`b` must have as many images of one size as `a`: they are {shapes[1]} and {shapes[0]}.")
+        self._check_class_labels(class_labels, guidance_scale, len(ends[0]))
+        if any(are_images):
+            self._check_scheduler_does_not_clip()
         settings: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
             "timesteps": timesteps,
             "guidance_scale": guidance_scale,
         }
-        start, end = (self._as_latents(name, x, class_labels, settings) for name, x in (("a", a), ("b", b)))
+        settings |= {"height": ends[0].shape[2], "width": ends[0].shape[3]}
+        start, end = (
+            self.invert(end, class_labels=class_labels, **settings).latents if is_image else end
+            for end, is_image in zip(ends, are_images, strict=True)
+        )
         latents = slerp(start, end, torch.linspace(0, 1, n)).transpose(0, 1).flatten(0, 1)
         if class_labels is not None:
-            class_labels = torch.as_tensor(class_labels).repeat_interleave(n)
+            class_labels = _to_labels(class_labels).repeat_interleave(n)
         return self(
             eta=0.0,
             latents=latents,
             class_labels=class_labels,
-            height=latents.shape[2],
-            width=latents.shape[3],
             output_type=output_type,
             return_dict=return_dict,
             **settings,
         )
 
-    def _as_latents(self, name: str, end: Any, class_labels: Any, settings: dict[str, Any]) -> torch.Tensor:
-        seeds = end if isinstance(end, list) else [end]
-        if seeds and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+    def _to_tensor_of_end(self, name: str, end: Any, height: Any, width: Any) -> torch.Tensor:
+        """The latents of an end of `interpolate`, or its images in [0, 1], (B, C, H, W)."""
+        channels, device = self.unet.config.in_channels, self._execution_device
+        if _are_seeds(end):
+            seeds = end if isinstance(end, list) else [end]
             for seed in seeds:
                 _check_integer(name, seed, 0)
             generators = [image_generators(seed, [0])[0] for seed in seeds]
-            shape = (len(seeds), self.unet.config.in_channels, *self._image_size(None, None))
-            return randn_tensor(shape, generators, self._execution_device, torch.float32)
+            shape = (len(generators), channels, *self._image_size(height, width))
+            return randn_tensor(shape, generators, device, torch.float32)
         if isinstance(end, torch.Tensor):
-            if end.ndim != 4:
-                raise ValueError(f"`{name}` must have the shape (B, C, H, W), but has {tuple(end.shape)}.")
-            return end.to(self._execution_device, torch.float32)
-        image = _to_tensor(name, end, self.unet.config.in_channels)
-        return self.invert(image, class_labels=class_labels, **settings).latents
+            _check_tensor(name, end, (len(end) if end.ndim else 1, channels, *end.shape[2:]))
+            end = end.to(device, torch.float32)
+        else:
+            end = _to_tensor(name, end, channels)
+        self._check_size(name, end, height, width)
+        return end
 
     # --------------------------------------------------------------------------------------- steps of the loops above
 
@@ -600,19 +637,21 @@ class EtaDDIMPipeline(DiffusionPipeline):
         return torch.cat([guided, with_class[:, channels:]], dim=1)
 
     def _alpha_cumprod(self, t: int | torch.Tensor) -> torch.Tensor:
-        """alpha-bar of a timestep, or of x_0 for -1."""
-        return self.scheduler.alphas_cumprod[t] if t >= 0 else torch.tensor(1.0)
+        """alpha-bar of a timestep, or for -1 of where the last step goes to."""
+        return self.scheduler.alphas_cumprod[t] if t >= 0 else self.scheduler.final_alpha_cumprod
 
     def _add_noise(self, image, noise, t) -> torch.Tensor:
         """The image, in [-1, 1], with the noise of a timestep; -1 is the image itself."""
         return image if t < 0 else self.scheduler.add_noise(image, noise, torch.as_tensor(t).view(1))
 
     def _inverse_gain(self, t: int | torch.Tensor, s: int) -> float:
-        """The gain of the step x_s = x_t / gain + factor * model_output, without clipping."""
-        bars = self.scheduler.alphas_cumprod
-        bar_t, bar_s = float(bars[t]), float(bars[s] if s >= 0 else self.scheduler.final_alpha_cumprod)
-        if self.scheduler.config.prediction_type == "epsilon":
+        """The gain of the step x_s = x_t / gain + factor * model_output; 1 where x_t is not in it."""
+        bar_t, bar_s = float(self._alpha_cumprod(t)), float(self._alpha_cumprod(s))
+        prediction_type = self.scheduler.config.prediction_type
+        if prediction_type == "epsilon":
             return (bar_t / bar_s) ** 0.5
+        if prediction_type == "sample":
+            return ((1 - bar_t) / (1 - bar_s)) ** 0.5 if bar_s < 1 else 1.0
         return 1 / max(1e-3, (bar_t * bar_s) ** 0.5 + ((1 - bar_t) * (1 - bar_s)) ** 0.5)
 
     # -------------------------------------------------------------------------------------------------------- checks
@@ -651,13 +690,13 @@ class EtaDDIMPipeline(DiffusionPipeline):
         self._check_grid(num_inference_steps, timesteps)
         if eta is not None:
             _check_number("eta", eta, 0.0, 1.0)
-        if use_clipped_model_output not in (None, True, False):
-            raise TypeError(
-                f"`use_clipped_model_output` must be True, False or None, but is {use_clipped_model_output!r}."
-            )
+        if use_clipped_model_output is not None:
+            if not isinstance(use_clipped_model_output, bool):
+                raise TypeError(f"`use_clipped_model_output` must be a bool, but is {use_clipped_model_output!r}.")
+            self._check_taken_by("step", "use_clipped_model_output", use_clipped_model_output)
         channels = self.unet.config.in_channels
         if latents is not None and not (isinstance(latents, torch.Tensor) and latents.ndim == 4):
-            raise TypeError(f"`latents` must be a tensor of shape (B, C, H, W), but are {latents!r}.")
+            raise TypeError(f"`latents` must be a tensor of shape (B, C, H, W), but is {latents!r}.")
         if image is not None:
             image = 2 * _to_tensor("image", image, channels) - 1
         if mask is not None:
@@ -667,10 +706,10 @@ class EtaDDIMPipeline(DiffusionPipeline):
             batch_size = max(len(given) for given in ([None], latents, image, labels) if given is not None)
         _check_randomness(seed, generator, batch_size)
 
-        size = self._image_size(height, width, latents)
+        size = self._image_size(height, width, image if latents is None else latents)
         shape = (batch_size, channels, *size)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must have the shape {shape}, but have {tuple(latents.shape)}.")
+        if latents is not None:
+            _check_tensor("latents", latents, shape)
         for name, tensor in (("image", image), ("mask", mask)):
             if tensor is not None:
                 self._check_size(name, tensor, *size)
@@ -678,9 +717,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
                     raise ValueError(f"`{name}` must hold one image or `batch_size` = {batch_size}, not {len(tensor)}.")
         if image is None and mask is not None:
             raise ValueError("`mask` is given without an `image` to be kept outside of it.")
-        _check_number("strength", strength, 0.0, 1.0)
-        if strength == 0:
-            raise ValueError("`strength` must be in (0, 1], but is 0: no step would be done.")
+        _check_number("strength", strength)
+        if not 0 < strength <= 1:
+            raise ValueError(f"`strength` must be in (0, 1], but is {strength}.")
         if image is None and strength != 1:
             raise ValueError(f"`strength` is {strength}, but there is no start `image`.")
         _check_integer("num_resamples", num_resamples, 1)
@@ -692,9 +731,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
         if variance_noise is not None:
             self._check_method_of_scheduler("variance_noise", "given", "noise_between")
             num_steps = max(1, round(strength * (num_inference_steps if timesteps is None else len(timesteps))))
-            if not isinstance(variance_noise, torch.Tensor) or tuple(variance_noise.shape) != (num_steps, *shape):
-                kind = getattr(variance_noise, "shape", variance_noise)
-                raise ValueError(f"`variance_noise` must be a tensor of shape {(num_steps, *shape)}, but is {kind}.")
+            _check_tensor("variance_noise", variance_noise, (num_steps, *shape))
+            if not (self.scheduler.config.get("eta", 0.0) if eta is None else eta):
+                raise ValueError("`variance_noise` is given, but `eta` is 0: no step takes any noise then.")
         _check_choice("method", method, METHODS)
         if method == "o_belm":
             self._check_method_of_scheduler("method", method, "midpoint_step")
@@ -706,15 +745,10 @@ class EtaDDIMPipeline(DiffusionPipeline):
         if prev_latents is not None:
             if latents is None:
                 raise ValueError("`prev_latents` are given without the `latents` that come before them.")
-            if not isinstance(prev_latents, torch.Tensor) or tuple(prev_latents.shape) != shape:
-                kind = getattr(prev_latents, "shape", prev_latents)
-                raise ValueError(f"`prev_latents` must be a tensor of shape {shape}, but are {kind}.")
+            _check_tensor("prev_latents", prev_latents, shape)
 
         self._check_class_labels(class_labels, guidance_scale, batch_size)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, but is {output_type!r}.")
-        if output_type == "pil" and channels not in (1, 3, 4):
-            raise ValueError(f"`output_type` 'pil' needs 1, 3 or 4 channels, but the UNet has {channels}; use 'np'.")
+        self._check_output_type(output_type)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise TypeError(f"`callback_on_step_end` must be callable, but is {callback_on_step_end!r}.")
         names = callback_on_step_end_tensor_inputs
@@ -726,8 +760,20 @@ class EtaDDIMPipeline(DiffusionPipeline):
 
     def _check_grid(self, num_inference_steps, timesteps):
         _check_integer("num_inference_steps", num_inference_steps, 1)
-        if timesteps is not None and "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
-            raise ValueError(f"`timesteps` are given, but {type(self.scheduler).__name__} takes none.")
+        if timesteps is not None:
+            self._check_taken_by("set_timesteps", "timesteps", timesteps)
+            if not isinstance(timesteps, list | tuple | np.ndarray | torch.Tensor):
+                raise TypeError(f"`timesteps` must be a list of integers, but is {timesteps!r}.")
+
+    def _check_taken_by(self, method: str, name: str, value: Any):
+        if name not in inspect.signature(getattr(self.scheduler, method)).parameters:
+            raise ValueError(f"`{name}` is {value!r}, but `{method}` of {type(self.scheduler).__name__} takes none.")
+
+    def _check_output_type(self, output_type: Any):
+        _check_choice("output_type", output_type, OUTPUT_TYPES)
+        channels = self.unet.config.in_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(f"`output_type` 'pil' needs 1, 3 or 4 channels, but the UNet has {channels}; use 'np'.")
 
     def _check_method_of_scheduler(self, name: str, value: Any, needed: str):
         if not hasattr(self.scheduler, needed):
@@ -1142,8 +1188,8 @@ def _to_tensor(name: str, image: Any, channels: int) -> torch.Tensor:
             raise ValueError(f"`{name}` must hold images of one size, but has {sorted({i.size for i in images})}.")
         array = np.stack([np.asarray(i.convert(modes[channels])).reshape(i.height, i.width, channels) for i in images])
         return torch.from_numpy(array.astype(np.float32) / 255).permute(0, 3, 1, 2)
-    if isinstance(image, np.ndarray) and image.ndim == 4:
-        image = torch.from_numpy(image).permute(0, 3, 1, 2)
+    if isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype.kind in "fb":
+        image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(0, 3, 1, 2)
     if isinstance(image, torch.Tensor) and image.dtype == torch.bool:
         image = image.float()
     if not isinstance(image, torch.Tensor) or image.ndim != 4 or not image.is_floating_point():
@@ -1167,23 +1213,37 @@ def _to_labels(class_labels: Any) -> torch.Tensor:
         labels = torch.as_tensor(class_labels)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"`class_labels` must be a list of integers, but are {class_labels!r}.") from None
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"`class_labels` must be a list of integers, but are {class_labels!r}.")
-    return labels
+    return labels.long()
+
+
+def _are_seeds(end: Any) -> bool:
+    seeds = end if isinstance(end, list) else [end]
+    return bool(seeds) and all(isinstance(k, int | np.integer) and not isinstance(k, bool) for k in seeds)
+
+
+def _check_tensor(name: str, tensor: Any, shape: tuple[int, ...]):
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tuple(tensor.shape) != shape:
+        is_tensor = isinstance(tensor, torch.Tensor)
+        kind = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if is_tensor else repr(tensor)
+        raise ValueError(f"`{name}` must be a floating point tensor of shape {shape}, but is {kind}.")
 
 
 def _check_integer(name: str, value: Any, least: int):
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}, but is {value}.")
 
 
-def _check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf, open_interval: bool = False):
-    if isinstance(value, bool) or not isinstance(value, int | float):
+def _check_number(name: str, value: Any, low: float = -np.inf, high: float = np.inf):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"`{name}` must be a number, but is {value!r}.")
-    if not (low < value < high if open_interval else low <= value <= high) or abs(value) == np.inf:
-        raise ValueError(f"`{name}` must be finite and in [{low}, {high}], but is {value!r}.")
+    if not np.isfinite(value):
+        raise ValueError(f"`{name}` must be finite, but is {value!r}.")
+    if not low <= value <= high:
+        raise ValueError(f"`{name}` must be in [{low}, {high}], but is {value!r}.")
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]):

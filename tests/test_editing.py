@@ -139,6 +139,15 @@ def test_resampling_keeps_the_distribution(gaussian, eta):
     assert abs(pixels.std() - STD) < 0.03
 
 
+def test_resampling_from_a_step_that_removes_nothing(gaussian):
+    """From timestep 0 to its own noise level: there is nothing to take away and to put back."""
+    gaussian.scheduler = EtaDDIMScheduler(beta_start=0.01, set_alpha_to_one=False, clip_sample=False)
+    image, mask = images_of(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    settings = {"image": image, "mask": mask, "timesteps": [0], "seed": 0, "output_type": "latent"}
+    once, twice = (gaussian(num_resamples=n, **settings).images for n in (1, 2))
+    assert (once - twice).abs().max() < 1e-6
+
+
 def test_resampling_calls(pipeline, model_calls):
     image = images_of(2, 1, 16, 16)
     pipeline(num_inference_steps=3, image=image, mask=image[:1].round(), num_resamples=4, output_type="pt")
@@ -261,6 +270,19 @@ def test_slerp_refuses(a, b):
         slerp(a, b, 0.5)
 
 
+def test_slerp_is_as_exact_as_its_ends():
+    a, b = randn(2, 1, 4, 4, seed=3).double()
+    angle = torch.arccos((a * b).sum() / (a.norm() * b.norm()))
+    expected = torch.sin(0.7 * angle) / torch.sin(angle) * a + torch.sin(0.3 * angle) / torch.sin(angle) * b
+    assert (slerp(a, b, 0.3) - expected).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize(("seed", "indices", "name"), [(-1, [0], "seed"), (0, 3, "indices"), (0, [0.5], "indices")])
+def test_image_generators_refuse(seed, indices, name):
+    with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
+        image_generators(seed, indices)
+
+
 def test_slerp_refuses_fractions_that_are_no_numbers():
     with pytest.raises(TypeError, match="`fractions`"):
         slerp(*randn(2, 1, 2, 2), "half")
@@ -278,6 +300,9 @@ def test_interpolation_of_seeds_and_latents(pipeline):
     middle = pipeline(latents=slerp(a, b, 0.5), eta=0.0, **settings).images
     assert (rows[1] - middle[0]).abs().max() < 1e-5
     assert (rows[4] - middle[1]).abs().max() < 1e-5
+    large = pipeline.interpolate(3, 4, 2, height=24, width=32, **settings).images
+    again = pipeline(seed=3, eta=0.0, height=24, width=32, **settings).images
+    assert (large[0] - again[0]).abs().max() < 1e-5
     seeds = pipeline.interpolate([3, 3], [4, 5], 5, **settings).images
     assert (seeds[:5] - row).abs().max() < 1e-5
     assert len(pipeline.interpolate(3, 3, 2, num_inference_steps=1).images) == 2
@@ -339,6 +364,13 @@ IMAGE = images_of(2, 1, 16, 16)
         ({"guidance_scale": math.inf}, "guidance_scale"),
         ({"guidance_scale": None}, "guidance_scale"),
         ({"variance_noise": randn(2, 1, 16, 16)}, "variance_noise"),
+        ({"variance_noise": randn(2, 2, 1, 16, 16)}, "variance_noise"),  # eta is 0
+        ({"variance_noise": randn(2, 2, 1, 16, 16).long(), "eta": 1.0}, "variance_noise"),
+        ({"latents": randn(2, 1, 16, 16).long()}, "latents"),
+        ({"latents": randn(2, 1, 16, 16) * 1j}, "latents"),
+        ({"use_clipped_model_output": 1}, "use_clipped_model_output"),
+        ({"timesteps": 5, "variance_noise": randn(2, 2, 1, 16, 16)}, "timesteps"),
+        ({"image": np.array([None])}, "image"),
         ({"variance_noise": 1.0}, "variance_noise"),
         ({"image": np.zeros((2, 16, 16, 1), np.uint8)}, "image"),
         ({"method": "heun"}, "method"),
@@ -365,6 +397,7 @@ def test_bad_argument_of_a_call(unet, model_calls, arguments, name):
         ({"class_labels": "01"}, "class_labels"),
         ({"class_labels": 1}, "class_labels"),
         ({"class_labels": None}, "class_labels"),
+        ({"class_labels": torch.ones(2) * 1j}, "class_labels"),
         ({"class_labels": [0, 1], "guidance_scale": math.nan}, "guidance_scale"),
     ],
 )
@@ -387,6 +420,14 @@ def test_bad_label_or_guidance(conditional, arguments, name):
         ({"b": randn(2, 1, 16, 16)}, "b"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"output_type": "jpeg"}, "output_type"),
+        ({"a": PIL.Image.new("L", (16, 16)), "b": randn(2, 1, 16, 16)}, "b"),
+        ({"a": PIL.Image.new("L", (16, 16)), "b": -1}, "b"),
+        ({"a": PIL.Image.new("L", (16, 8))}, "a"),
+        ({"a": PIL.Image.new("L", (16, 16)), "b": 1, "output_type": "jpeg"}, "output_type"),
+        ({"a": PIL.Image.new("L", (16, 16)), "b": 1, "class_labels": [0]}, "class_labels"),
+        ({"a": PIL.Image.new("L", (16, 16)), "b": 1, "timesteps": [2, 3]}, "timesteps"),
+        ({"b": randn(1, 1, 16, 16).long()}, "b"),
+        ({"height": 15}, "height"),
     ],
 )
 def test_bad_argument_of_interpolate(unet, model_calls, arguments, name):

@@ -81,7 +81,7 @@ def test_policy_gradient_raises_the_reward(pipeline, tmp_path):
     assert (tmp_path / "tuned" / "model_index.json").is_file()
 
 
-@pytest.mark.parametrize("arguments", ["--eta 0", "--eta 1.5", "--batch_size 0", "--num_rounds -1"])
+@pytest.mark.parametrize("arguments", ["--eta 0", "--eta 1.5", "--batch_size 1", "--num_rounds -1"])
 def test_policy_gradient_refuses(arguments, capsys):
     with pytest.raises(SystemExit):
         policy_gradient.main(["nowhere", *arguments.split()])

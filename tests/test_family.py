@@ -270,3 +270,7 @@ def test_bad_arguments_of_the_gaussian():
         scheduler.log_prob(x, mean, std, reduction="max")
     with pytest.raises(TypeError, match="`sample`"):
         scheduler.transition(x, 500, None)
+    with pytest.raises(TypeError, match="`prev_sample`"):
+        scheduler.noise_between(x, 500, x, x.tolist(), eta=1.0)
+    with pytest.raises(ValueError, match="`std`"):
+        scheduler.log_prob(x, mean, torch.ones(4, 1, 1, 1))

@@ -188,9 +188,20 @@ def test_class_conditional_pipeline_of_ddpm(tmp_path):
     pipeline = EtaDDIMPipeline(unet=unet, scheduler=DDPMScheduler())
     pipeline.save_pretrained(tmp_path / "model")
     folder = tmp_path / "images"
-    generate.main(
-        [str(tmp_path / "model"), "--output_dir", str(folder), "--num_images", "5", "--num_inference_steps", "2"]
-    )
-    images = pipeline(5, num_inference_steps=2, seed=0, class_labels=[0, 1, 2, 0, 1]).images
+    arguments = [
+        str(tmp_path / "model"),
+        "--output_dir",
+        str(folder),
+        "--num_images",
+        "5",
+        "--num_inference_steps",
+        "2",
+    ]
+    generate.main(arguments)
+    images = pipeline(5, num_inference_steps=2, seed=0, class_labels=[0, 1, 0, 1, 0]).images  # 2 means no class
     assert (pixels(folder) == np.stack([np.asarray(image) for image in images])).all()
     assert json.loads((folder / "settings.json").read_text())["scheduler"] == "EtaDDIMScheduler"
+    with pytest.raises(ValueError, match="`num_classes` is 3, but 2 for the images"):
+        generate.main([*arguments, "--num_classes", "3"])
+    with pytest.raises(ValueError, match="`num_classes` is 4, but the UNet has 3"):
+        generate.main([*arguments, "--num_classes", "4"])

@@ -342,6 +342,18 @@ def test_what_could_not_be_solved_is_reported(mixture, caplog):
         diffusers.utils.logging.set_verbosity_error()
 
 
+def test_plain_inversion_of_x_0_predictions_is_that_of_the_inverse_scheduler(mixture):
+    """With noise left at the end, for the step to x_0 itself forgets x_t then."""
+    unet, images = mixture
+    unet.prediction_type = "sample"
+    pipe = pipeline_of(unet, prediction_type="sample", set_alpha_to_one=False)
+    inverse = EtaDDIMInverseScheduler.from_config(pipe.scheduler.config)
+    inverse.set_timesteps(20)
+    expected = exact.sample(inverse, unet.denoiser, 2 * images - 1, BARS, "sample")
+    found = pipe.invert(images, 20, "plain").latents
+    assert (found - expected).abs().max() < 2e-4 * expected.abs().max()  # the pipeline reads float32 alphas_cumprod
+
+
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 def test_other_predictions_are_inverted(mixture, prediction_type):
     unet, images = mixture
@@ -429,10 +441,14 @@ IMAGE_16 = torch.rand(2, 1, 16, 16)
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),
         ({"timesteps": [1, 2]}, "timesteps"),
-        ({"eta": 2.0}, "eta"),
+        ({"tolerance": -1.0}, "tolerance"),
+        ({"eta": 0.5}, "eta"),
+        ({"eta": 2.0, "method": "noise_record"}, "eta"),
         ({"eta": 0.0, "method": "noise_record"}, "eta"),
-        ({"seed": -1}, "seed"),
-        ({"generator": [torch.Generator()]}, "generator"),
+        ({"seed": 0}, "seed"),
+        ({"seed": -1, "method": "noise_record"}, "seed"),
+        ({"generator": torch.Generator(), "method": "plain"}, "generator"),
+        ({"generator": [torch.Generator()], "method": "noise_record"}, "generator"),
         ({"class_labels": [1, 2]}, "class_labels"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
         ({"height": 15}, "height"),

@@ -79,6 +79,20 @@ def test_latents_timesteps_and_callback(pipeline):
     assert torch.equal(first, pipeline(**settings).images)
     replaced = pipeline(callback_on_step_end=lambda *_: {"latents": torch.zeros(2, 1, 16, 16)}, **settings).images
     assert torch.equal(replaced, torch.full_like(replaced, 0.5))
+    with pytest.raises(ValueError, match=r"`latents` of `callback_on_step_end` must be .* but is None"):
+        pipeline(callback_on_step_end=lambda *_: {"latents": None}, **settings)
+
+
+def test_numbers_of_numpy_are_taken(pipeline):
+    settings = {"eta": 0.5, "seed": 3, "batch_size": 2, "num_inference_steps": 3, "height": 16}
+    expected = pipeline(output_type="np", **settings).images
+    numbers = {name: np.float64(v) if isinstance(v, float) else np.int64(v) for name, v in settings.items()}
+    assert np.array_equal(pipeline(output_type="np", **numbers).images, expected)
+    mirrored = np.flip(expected, 2)  # of negative strides
+    settings = {"seed": 0, "num_inference_steps": 1, "output_type": "np"}
+    assert np.array_equal(
+        pipeline(image=mirrored, **settings).images, pipeline(image=mirrored.copy(), **settings).images
+    )
 
 
 def test_bfloat16_model_keeps_a_float32_state(unet):
@@ -132,6 +146,7 @@ def test_class_labels():
     images = pipe(class_labels=[1, 7], **settings).images
     assert images.shape == (2, 3, 8, 16)
     assert not torch.equal(images, pipe(class_labels=torch.tensor([2, 3]), **settings).images)
+    assert torch.equal(images, pipe(class_labels=torch.tensor([1, 7], dtype=torch.uint8), **settings).images)
     with pytest.raises(ValueError, match="`class_labels`"):
         pipe(**settings)
     with pytest.raises(ValueError, match="`class_labels`"):

@@ -342,6 +342,20 @@ def test_batched_timesteps_and_etas_equal_single_steps_bit_for_bit(prediction_ty
             assert torch.equal(batch.pred_original_sample[k : k + 1], single.pred_original_sample)
 
 
+@pytest.mark.parametrize("clip_sample", [False, True])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_both_outputs_have_the_dtype_of_the_sample(prediction_type, clip_sample):
+    scheduler = EtaDDIMScheduler(prediction_type=prediction_type, clip_sample=clip_sample)
+    scheduler.set_timesteps(10)
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+    for dtype in dtypes:
+        for output_dtype in dtypes:
+            x, output = randn(2, 1, 4, 4).to(dtype), randn(2, 1, 4, 4, seed=1).to(output_dtype)
+            for t in (500, torch.tensor([500, 100])):
+                results = scheduler.step(output, t, x, eta=0.5, return_dict=False)
+                assert [result.dtype for result in results] == [dtype, dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_half_precision_step_is_the_formula_rounded_once(dtype, eta):
