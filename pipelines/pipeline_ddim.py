@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image generation, inversion, interpolation and editing with DDIM (https://arxiv.org/abs/2010.02502).
 
-This file needs diffusers, huggingface_hub, numpy and torch alone, so that it can be shipped inside a model repository.
+This file needs diffusers, huggingface_hub, numpy, Pillow and torch alone, so that it can be shipped inside a model
+repository.
 """
 
 import hashlib

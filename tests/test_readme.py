@@ -1,6 +1,7 @@
 """The Python snippets of the README are run as they stand, in order, in one process; test_hub runs the `hub` ones."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def run_snippets(kind: str, namespace: dict):
 
 def test_readme_snippets_run(pipeline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    shutil.copytree(README.parent / "models", "models")
     pipeline.save_pretrained("outputs/digits")
     run_snippets("python", {})
 
