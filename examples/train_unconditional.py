@@ -26,7 +26,7 @@ import shutil
 import signal
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +173,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--logger", default="tensorboard", choices=(*sorted(LOGGER_TYPE_TO_CLASS), "none"), help="tracker of accelerate"
     )
 
+    group = parser.add_argument_group("evaluation (as by evaluate.py, against the training images)")
+    group.add_argument("--eval_every", type=int, help="optimizer steps between evaluations; the last is at the end")
+    group.add_argument("--eval_num_images", type=int, default=2500, help="images to generate, more than features")
+    group.add_argument(
+        "--eval_features",
+        default="inception",
+        choices=("inception", "efficientnet", "digits"),
+        help="what they are compared by: 2048, 1280 or 32 features",
+    )
+    group.add_argument("--eval_weights", help="file of the feature network's weights; 'digits' needs it")
+
     group = parser.add_argument_group("Hub")
     group.add_argument("--push_to_hub", action="store_true", help="upload the result, with a model card")
     group.add_argument("--hub_model_id", help="repository; yours of the output folder's name by default")
@@ -187,7 +198,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     positive = "channels layers_per_block ddpm_num_steps train_batch_size gradient_accumulation_steps num_epochs "
     positive += "max_train_steps learning_rate save_images_steps eval_batch_size checkpointing_steps snr_gamma "
     positive += "checkpoints_total_limit max_grad_norm ddpm_num_inference_steps adam_epsilon ema_inv_gamma ema_power "
-    positive += "logging_steps"
+    positive += "logging_steps eval_every eval_num_images"
     for name in positive.split():
         if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
@@ -210,6 +221,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--rescale_betas_zero_snr leaves no signal to find with --prediction_type epsilon: use another")
     if args.overwrite_output_dir and args.resume_from_checkpoint:
         parser.error("--overwrite_output_dir would delete what --resume_from_checkpoint needs")
+    if args.eval_weights is not None and not os.path.isfile(args.eval_weights):
+        parser.error(f"--eval_weights is no file: {args.eval_weights}")
+    if args.eval_every is None and args.eval_weights is not None:
+        parser.error("--eval_weights needs --eval_every")
     if not args.push_to_hub and (args.hub_model_id or args.hub_private_repo or args.hub_token):
         parser.error("--hub_model_id, --hub_private_repo and --hub_token need --push_to_hub")
     args.resolution = [args.resolution[0], args.resolution[-1]]
@@ -266,6 +281,11 @@ def loss_weights(noise_scheduler: EtaDDIMScheduler, snr_gamma: float | None) -> 
     return snr.clamp(max=snr_gamma)
 
 
+def mixed(seed: Sequence[int]) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
 def training_batch(
     images: torch.Tensor,
     noise_scheduler: EtaDDIMScheduler,
@@ -278,7 +298,7 @@ def training_batch(
     Noisy images, timesteps, the model's target and whose label is dropped, for one forward pass; float32. All is drawn
     for the whole batch over all processes and each takes its share, so that it does not depend on their number.
     """
-    generator = torch.Generator(images.device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    generator = torch.Generator(images.device).manual_seed(mixed(seed))
     batch, rank = len(images), accelerator.process_index
     mine = slice(rank * batch, (rank + 1) * batch)
     total = batch * accelerator.num_processes
@@ -460,38 +480,84 @@ def write_whole(path: Path, text: str):
     unfinished.replace(path)
 
 
-def save_preview(
+def sample_images(
     accelerator: Accelerator,
     pipeline: EtaDDIMPipeline,
     args: argparse.Namespace,
-    step: int,
-    num_classes: int | None = None,
-):
-    """Samples images over all processes, from the same noise each time, and writes them as PNG and to the tracker."""
-    with accelerator.split_between_processes(list(range(args.eval_batch_size)), apply_padding=True) as indices:
-        images = pipeline(
-            batch_size=len(indices),
+    num_images: int,
+    class_labels: Sequence[int] | None,
+) -> torch.Tensor:
+    """
+    Images, uint8 (N, C, H, W), made by all processes. Image k depends on (seed, k) and its class alone, so that it is
+    the same each time and for any number of processes. The class labels are taken by turns.
+    """
+    images = []
+    for start in range(0, num_images, args.eval_batch_size):
+        batch_size = min(args.eval_batch_size, num_images - start)
+        share = math.ceil(batch_size / accelerator.num_processes)  # if it is rounded up, the last ones are dropped
+        indices = range(start + accelerator.process_index * share, start + (accelerator.process_index + 1) * share)
+        mine = pipeline(
+            batch_size=share,
             num_inference_steps=args.ddpm_num_inference_steps,
             generator=image_generators(args.seed, indices),
-            class_labels=None if num_classes is None else [k % num_classes for k in indices],
+            class_labels=None if class_labels is None else [class_labels[k % len(class_labels)] for k in indices],
             output_type="pt",
         ).images
-    images = accelerator.gather(images)[: args.eval_batch_size].float().cpu()
+        images.append(accelerator.gather((mine * 255).round().byte())[:batch_size].cpu())
+    return torch.cat(images)
+
+
+def save_preview(accelerator: Accelerator, args: argparse.Namespace, images: torch.Tensor, step: int):
+    """Writes images as PNG and to the tracker."""
     images = images[:, : 3 if images.shape[1] >= 3 else 1]  # what a PNG shows of other numbers of channels
-    if accelerator.is_main_process:
-        columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
-        grid = make_image_grid(
-            pipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy()), len(images) // columns, columns
+    columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
+    pictures = EtaDDIMPipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy() / 255)
+    grid = make_image_grid(pictures, len(images) // columns, columns)
+    path = Path(args.output_dir, "samples", f"step-{step:06d}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)
+    grid.save(Path(args.output_dir, "sample.png"))  # the picture of the model card
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"samples": images.numpy()}, step=step)
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": [grid]}, step=step)
+
+
+def prepare_evaluation(
+    args: argparse.Namespace, dataset: ImageDataset, device: torch.device
+) -> Callable[[torch.Tensor], dict[str, float]]:
+    """
+    Takes the features of the training images, in 8 bits, cropped and mirrored as in the first epoch. Returns what
+    measures the distances of generated images to them.
+    """
+    try:
+        from evaluate import extract_features, frechet_distance, kernel_distance, load_network
+    except ImportError as error:
+        raise ValueError(f"`eval_every` needs the packages of evaluate.py: pip install '.[eval]' ({error})") from error
+    if dataset.channels not in (1, 3):
+        raise ValueError(f"`eval_every` needs gray or colour images, but these have {dataset.channels} channels.")
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network draws weights before it loads others
+            network = load_network(args.eval_features, args.eval_weights, device)
+    except Exception as error:
+        raise ValueError(f"`eval_features` {args.eval_features!r} cannot be loaded: {error}") from error
+    if min(args.eval_num_images, len(dataset)) <= network.num_features:
+        raise ValueError(
+            f"`eval_features` {args.eval_features!r} needs more than {network.num_features} images, but "
+            f"`eval_num_images` is {args.eval_num_images} and {len(dataset)} images are trained on."
         )
-        path = Path(args.output_dir, "samples", f"step-{step:06d}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
-        grid.save(Path(args.output_dir, "sample.png"))  # the picture of the model card
-        for tracker in accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({"samples": images.numpy()}, step=step)
-            elif hasattr(tracker, "log_images"):
-                tracker.log_images({"samples": [grid]}, step=step)
+    images = torch.stack(
+        [((image + 1) * 127.5).round().byte() for image, _ in map(dataset.__getitem__, range(len(dataset)))]
+    )
+    reference = extract_features(images, network)
+
+    def distances(images: torch.Tensor) -> dict[str, float]:
+        features = extract_features(images, network)
+        kernel, _ = kernel_distance(features, reference)
+        return {"eval/frechet": frechet_distance(features, reference), "eval/kernel": kernel}
+
+    return distances
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -594,6 +660,13 @@ def main(argv: list[str] | None = None) -> float:
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     if checkpoint is not None:
         check_resumed_arguments(args, checkpoint, max_train_steps)
+    distances, eval_labels = None, None
+    if args.eval_every is not None:
+        if accelerator.is_main_process:
+            distances = prepare_evaluation(args, dataset, accelerator.device)
+        if num_classes is not None:  # as frequent as in the data
+            number = args.eval_num_images
+            eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
     repo_id = create_hub_repo(args) if args.push_to_hub and accelerator.is_main_process else None
 
     # 2. optimizer, EMA, schedules. The learning rate is stepped here, once for each optimizer step.
@@ -684,6 +757,16 @@ def main(argv: list[str] | None = None) -> float:
         if ema is not None:
             ema.restore(unet.parameters())
 
+    def sample(num_images: int, class_labels: Sequence[int] | None) -> torch.Tensor:
+        with ema_weights():
+            return sample_images(accelerator, make_pipeline(), args, num_images, class_labels)
+
+    def log(values: dict[str, float]):
+        accelerator.log(values, step=global_step)
+        if accelerator.is_main_process:
+            with open(output_dir / LOSS_LOG, "a") as file:
+                file.write(json.dumps({"step": global_step, **values}) + "\n")
+
     # 4. the loop
     progress = tqdm(
         total=max_train_steps,
@@ -703,6 +786,7 @@ def main(argv: list[str] | None = None) -> float:
             noisy_images, timesteps, target, is_dropped = training_batch(
                 images, noise_scheduler, seed, accelerator, args.noise_offset, args.label_dropout
             )
+            torch.manual_seed(mixed((*seed, accelerator.process_index + 1)))  # of dropout
             class_labels = None if num_classes is None else labels.masked_fill(is_dropped, num_classes)
             with accelerator.accumulate(model):
                 prediction = model(noisy_images.to(memory_format=memory_format), timesteps, class_labels).sample
@@ -730,13 +814,15 @@ def main(argv: list[str] | None = None) -> float:
                 recent_losses.clear()
                 mean_loss = values["loss"]
                 progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{values['lr']:.1e}", refresh=False)
-                accelerator.log(values, step=global_step)
-                if accelerator.is_main_process:
-                    with open(output_dir / LOSS_LOG, "a") as file:
-                        file.write(json.dumps({"step": global_step, **values}) + "\n")
+                log(values)
             if global_step % args.save_images_steps == 0 or is_last:
-                with ema_weights():
-                    save_preview(accelerator, make_pipeline(), args, global_step, num_classes)
+                images = sample(args.eval_batch_size, None if num_classes is None else range(num_classes))
+                if accelerator.is_main_process:
+                    save_preview(accelerator, args, images, global_step)
+            if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
+                images = sample(args.eval_num_images, eval_labels)
+                if distances is not None:
+                    log(distances(images))
             if checkpoint_is_due:
                 save_checkpoint(accelerator, args, global_step)
     progress.close()

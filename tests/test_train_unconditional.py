@@ -19,7 +19,16 @@ from safetensors.torch import load_file
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
 import hub_server
-from training import EXAMPLES, TINY, forget_accelerator, train, train_unconditional, write_images
+from training import (
+    EXAMPLES,
+    TINY,
+    evaluate,
+    forget_accelerator,
+    train,
+    train_unconditional,
+    write_classifier,
+    write_images,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +41,11 @@ def image_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     write_images(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_file(tmp_path_factory):
+    return write_classifier(tmp_path_factory.mktemp("classifier") / "classifier.safetensors")
 
 
 def weights(folder):
@@ -252,6 +266,95 @@ def test_class_conditional(tmp_path):
     assert black < neither < white
 
 
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def losses(output_dir):
+    return [json.loads(line) for line in (output_dir / "logs" / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("class_conditional", [False, True])
+def test_evaluation_equals_that_of_the_saved_pipeline(tmp_path, classifier_file, class_conditional):
+    """At the end: the EMA weights' images against those that were trained on, 30 of one class and 10 of the other."""
+    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", 60)
+    for k in range(1, 40, 2):
+        (tmp_path / "images" / "1" / f"{k}.png").unlink()
+    common = ("--train_data_dir", tmp_path / "images", "--logger", "none", "--resolution", 20, 24)
+    common += ("--output_dir", tmp_path / "model", "--max_train_steps", 3, "--eval_every", 2, "--eval_num_images", 36)
+    common += ("--eval_features", "digits", "--eval_weights", classifier_file)
+    train(*common, *["--class_conditional"] * class_conditional)
+    logged = [line for line in losses(tmp_path / "model") if "eval/frechet" in line]
+    assert [line["step"] for line in logged] == [2, 3]
+    assert logged[0]["eval/frechet"] != logged[1]["eval/frechet"]
+
+    pipeline = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
+    labels = [0] * 27 + [1] * 9 if class_conditional else None
+    images = pipeline(batch_size=36, num_inference_steps=3, seed=0, class_labels=labels, output_type="pt").images
+    network = evaluate.load_network("digits", classifier_file)
+    features = evaluate.extract_features((images * 255).round().byte(), network)
+    reference = evaluate.extract_features(evaluate.load_images(tmp_path / "images"), network)
+    assert logged[1]["eval/frechet"] == pytest.approx(evaluate.frechet_distance(features, reference), rel=1e-3)
+    # by subsets, which are others in another order of the images
+    assert logged[1]["eval/kernel"] == pytest.approx(evaluate.kernel_distance(features, reference)[0], rel=0.05)
+
+
+def test_evaluation_changes_nothing_else(tmp_path, classifier_file):
+    """Of a UNet with dropout, whose random numbers come from the global generators."""
+    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", 40)
+    config = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4, "dropout": 0.5}
+    UNet2DModel(block_out_channels=(8,) * 4, **config).save_config(tmp_path / "config")
+    common = ("--train_data_dir", tmp_path / "images", "--logger", "none", "--max_train_steps", 6, "--logging_steps", 1)
+    common += ("--model_config_name_or_path", tmp_path / "config", "--checkpointing_steps", 2, "--random_flip")
+    evaluation = ("--eval_num_images", 33, "--eval_features", "digits", "--eval_weights", classifier_file)
+    train(*common, "--output_dir", tmp_path / "without")
+    train(*common, "--output_dir", tmp_path / "with", *evaluation, "--eval_every", 1)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "with" / "checkpoint-2", resumed / "checkpoint-2")
+    train(*common, "--output_dir", resumed, "--resume_from_checkpoint", "latest", *evaluation, "--eval_every", 3)
+    expected = (tmp_path / "without" / "checkpoint-6" / "checksums.json").read_text()
+    assert "random_states_0.pkl" in expected
+    for name in ("with", "resumed"):
+        assert (tmp_path / name / "checkpoint-6" / "checksums.json").read_text() == expected
+    evaluated = [line for line in losses(tmp_path / "with") if "eval/frechet" in line]
+    assert [line for line in losses(tmp_path / "with") if line not in evaluated] == losses(tmp_path / "without")
+    assert [line for line in losses(resumed) if "eval/frechet" in line] == [evaluated[2], evaluated[5]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--eval_num_images", 32), "more than 32 images, but `eval_num_images` is 32 and 40 images are trained on"),
+        (("--train_data_dir", "{few}"), "`eval_num_images` is 2500 and 16 images are trained on"),
+        (("--channels", 3), "'digits' needs gray images, but these have 3 channels"),
+        (("--channels", 4), "`eval_every` needs gray or colour images, but these have 4 channels"),
+        (("--eval_weights", __file__), "`eval_features` 'digits' cannot be loaded"),
+    ],
+)
+def test_evaluation_that_cannot_be_is_refused(image_folder, tmp_path, classifier_file, arguments, message):
+    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", 40)
+    common = ("--train_data_dir", tmp_path / "images", "--output_dir", tmp_path / "model", "--eval_every", 1)
+    common += ("--eval_features", "digits", "--eval_weights", classifier_file)
+    with pytest.raises(ValueError, match=message):
+        train(*common, *(str(argument).format(few=image_folder) for argument in arguments))
+    assert not (tmp_path / "model").exists()
+
+
+def test_evaluation_without_its_packages_is_refused(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(ValueError, match=r"`eval_every` needs the packages of evaluate\.py: pip install"):
+        train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--eval_every", 1)
+    assert not (tmp_path / "model").exists()
+
+
+def test_features_of_the_evaluation_are_those_of_evaluate(capsys):
+    with pytest.raises(SystemExit):
+        train_unconditional.parse_args(["--help"])
+    assert f"{{{','.join(evaluate.FEATURES)}}}" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------------------------------- data
 
 
@@ -460,6 +563,12 @@ def test_labels_of_a_data_set(tmp_path, monkeypatch):
         (("--train_data_dir", ".", "--rescale_betas_zero_snr"), "--prediction_type epsilon"),
         (("--train_data_dir", ".", "--hub_private_repo"), "need --push_to_hub"),
         (("--train_data_dir", ".", "--logger", "paper"), "--logger"),
+        (("--train_data_dir", ".", "--eval_every", "0"), "--eval_every"),
+        (
+            ("--train_data_dir", ".", "--eval_every", "1", "--eval_weights", "nowhere"),
+            "--eval_weights is no file: nowhere",
+        ),
+        (("--train_data_dir", ".", "--eval_weights", __file__), "--eval_weights needs --eval_every"),
     ],
 )
 def test_bad_argument(arguments, message, capsys):
