@@ -630,8 +630,11 @@ def main(argv: list[str] | None = None) -> float:
     set_seed(args.seed)
 
     # 1. everything that can be refused is looked at before anything is written
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("FSDP is not supported: previews, EMA and the saved pipeline need whole parameters. Use DDP.")
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"`distributed_type` {accelerator.distributed_type.value} is not supported: EMA, previews and checkpoints "
+            "need the whole model and optimizer in each process. Use MULTI_GPU (DDP)."
+        )
     if args.logger != "none" and not accelerator.log_with:  # accelerate would go on without
         raise ValueError(f"`logger` is {args.logger!r}, but accelerate finds no such package.")
     output_dir = Path(args.output_dir)

@@ -617,6 +617,15 @@ def test_bad_run_writes_nothing(image_folder, tmp_path, arguments, message):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("distributed_type", ["FSDP", "DEEPSPEED"])
+def test_sharded_training_is_refused(image_folder, tmp_path, monkeypatch, distributed_type):
+    distributed_type = train_unconditional.DistributedType(distributed_type)
+    monkeypatch.setattr(train_unconditional.Accelerator, "distributed_type", distributed_type)
+    with pytest.raises(ValueError, match=f"`distributed_type` {distributed_type.value} is not supported.*DDP"):
+        train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_output_folder_that_holds_files_is_left_alone(image_folder, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="`output_dir` is not empty"):
