@@ -16,6 +16,7 @@ processes together, so that their number changes nothing either.
 
 import argparse
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -52,6 +53,7 @@ logger = get_logger(__name__, log_level="INFO")
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKSUMS = "checksums.json"
 LOSS_LOG = "logs/losses.jsonl"
+LOCK = ".lock"
 TIMESTEP_BUCKETS = 4  # the log has the loss of each quarter of the timesteps
 # what a checkpoint depends on, and a resumed run must therefore not change
 FIXED_ARGUMENTS = (
@@ -68,14 +70,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default value where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a UNet2DModel on images and sample it by DDIM.",
-        formatter_class=HelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description="Train a UNet2DModel on images.", formatter_class=HelpFormatter)
     group = parser.add_argument_group("data (one of the first two is needed)")
     group.add_argument("--train_data_dir", help="folder of images or .npy arrays, searched with its sub-folders")
     group.add_argument("--dataset_name", help="data set of the Hub, or what `datasets.load_dataset` takes")
@@ -83,47 +82,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--image_column", default="image", help="column of the data set that holds the images")
     group.add_argument("--label_column", default="label", help="column of the data set that holds the classes")
     group.add_argument("--cache_dir", help="where `datasets` keeps its files")
-    group.add_argument(
-        "--resolution",
-        type=int,
-        nargs="+",
-        default=[64],
-        help="size of the training images: one number, or height width",
-    )
-    group.add_argument(
-        "--channels", type=int, help="1: gray, 3: colour, 4: with alpha (default: 1 or 3, or those of the arrays)"
-    )
+    group.add_argument("--resolution", type=int, nargs="+", default=[64], help="size: one number, or height width")
+    group.add_argument("--channels", type=int, help="1: gray, 3: colour, 4: with alpha (default: those of the data)")
     group.add_argument("--center_crop", action="store_true", help="crop images of another aspect ratio at their centre")
     group.add_argument("--random_flip", action="store_true", help="mirror images at random")
-    group.add_argument(
-        "--image_cache_gb", type=float, help="keep decoded images in memory up to this (default: half of what is free)"
-    )
+    group.add_argument("--image_cache_gb", type=float, help="memory for decoded images (default: half of what is free)")
     group.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images, for each GPU")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_config_name_or_path", help="config of a UNet2DModel, instead of the three below")
-    group.add_argument(
-        "--block_out_channels", type=int, nargs="+", default=[128, 256, 256, 256], help="width per level"
-    )
+    group.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 256, 256], help="level widths")
     group.add_argument("--layers_per_block", type=int, default=2, help="residual blocks per level")
     group.add_argument("--attention_resolutions", type=int, nargs="*", default=[16], help="map heights with attention")
     group.add_argument(
-        "--class_conditional", action="store_true", help="learn the classes: sub-folders of the images, or label column"
+        "--class_conditional", action="store_true", help="learn the classes: sub-folders, or label column"
     )
-    group.add_argument(
-        "--label_dropout", type=float, default=0.1, help="share of labels replaced by `no class`, for guidance"
-    )
+    group.add_argument("--label_dropout", type=float, default=0.1, help="share of labels made `no class`, for guidance")
 
     group = parser.add_argument_group("diffusion")
     group.add_argument("--prediction_type", default="epsilon", choices=PREDICTION_TYPES, help="what the model predicts")
     group.add_argument("--ddpm_num_steps", type=int, default=1000, help="number of noise levels T")
     group.add_argument("--ddpm_beta_schedule", default="linear", choices=BETA_SCHEDULES, help="noise schedule")
     group.add_argument(
-        "--rescale_betas_zero_snr", action="store_true", help="no signal at the last timestep; not with epsilon"
+        "--rescale_betas_zero_snr", action="store_true", help="no signal at the last t; not with epsilon"
     )
-    group.add_argument(
-        "--snr_gamma", type=float, help="min-SNR weights of the loss; 5 in the paper (default: no weights)"
-    )
+    group.add_argument("--snr_gamma", type=float, help="min-SNR weights, 5 in the paper (default: no weights)")
     group.add_argument("--noise_offset", type=float, default=0.0, help="std of the noise that an image has as a whole")
     group.add_argument("--timestep_spacing", default="leading", choices=TIMESTEP_SPACINGS, help="sampling grid")
 
@@ -159,15 +142,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--overwrite_output_dir", action="store_true", help="delete what a former run wrote there first")
     group.add_argument("--save_images_steps", type=int, default=1000, help="optimizer steps between previews")
     group.add_argument(
-        "--eval_batch_size", type=int, default=64, help="number of images of a preview, over all processes"
+        "--eval_batch_size", type=int, default=64, help="images of a preview, made at once by all processes"
     )
     group.add_argument("--ddpm_num_inference_steps", type=int, default=50, help="DDIM steps of a preview")
     group.add_argument("--checkpointing_steps", type=int, default=1000, help="optimizer steps between checkpoints")
     group.add_argument("--checkpoints_total_limit", type=int, help="checkpoints to keep; the oldest are deleted")
-    group.add_argument(
-        "--resume_from_checkpoint",
-        help="folder of a checkpoint, or 'latest': the newest whole one in the output folder",
-    )
+    group.add_argument("--resume_from_checkpoint", help="a checkpoint, or 'latest': the newest whole one of the output")
     group.add_argument("--logging_steps", type=int, default=50, help="optimizer steps between lines of the log")
     group.add_argument(
         "--logger", default="tensorboard", choices=(*sorted(LOGGER_TYPE_TO_CLASS), "none"), help="tracker of accelerate"
@@ -176,12 +156,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("evaluation (as by evaluate.py, against the training images)")
     group.add_argument("--eval_every", type=int, help="optimizer steps between evaluations; the last is at the end")
     group.add_argument("--eval_num_images", type=int, default=2500, help="images to generate, more than features")
-    group.add_argument(
-        "--eval_features",
-        default="inception",
-        choices=("inception", "efficientnet", "digits"),
-        help="what they are compared by: 2048, 1280 or 32 features",
-    )
+    networks = ("inception", "efficientnet", "digits")
+    group.add_argument("--eval_features", default="inception", choices=networks, help="2048, 1280 or 32 features")
     group.add_argument("--eval_weights", help="file of the feature network's weights; 'digits' needs it")
 
     group = parser.add_argument_group("Hub")
@@ -215,7 +191,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--block_out_channels must be positive, but are {args.block_out_channels}")
     if args.ddpm_num_inference_steps > args.ddpm_num_steps:
         parser.error(
-            f"--ddpm_num_inference_steps must be at most --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"
+            f"--ddpm_num_inference_steps must not exceed --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"
         )
     if args.rescale_betas_zero_snr and args.prediction_type == "epsilon":
         parser.error("--rescale_betas_zero_snr leaves no signal to find with --prediction_type epsilon: use another")
@@ -336,9 +312,6 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
     path = Path(args.output_dir, f"checkpoint-{step}")
     unfinished = path.with_name(f"unfinished-{path.name}")
     try:
-        if accelerator.is_main_process:
-            delete_unfinished(args.output_dir)
-        accelerator.wait_for_everyone()
         accelerator.save_state(str(unfinished))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -389,6 +362,11 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
     if not is_whole(path):
         others = [str(other) for other in list_checkpoints(path.parent) if other != path]
         raise ValueError(f"`resume_from_checkpoint` {path} is not whole. Other checkpoints: {others}")
+    for later in list_checkpoints(args.output_dir):
+        if step_of(later) > step_of(path) and is_whole(later):
+            raise ValueError(
+                f"`resume_from_checkpoint` {path}: move {later} away, which would be mixed with the new ones."
+            )
     return path
 
 
@@ -414,28 +392,36 @@ def check_output_dir(args: argparse.Namespace, checkpoint: Path | None):
     existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
         raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission in {existing}.")
+    if args.train_data_dir is not None and output_dir.resolve().is_relative_to(Path(args.train_data_dir).resolve()):
+        raise ValueError(
+            f"`output_dir` {output_dir} is in `train_data_dir`: its previews would be trained on, if resumed."
+        )
     is_ours = args.overwrite_output_dir or checkpoint is not None
-    if args.resume_from_checkpoint and (output_dir / "training_args.json").is_file():
-        is_ours = True  # a run that was stopped before its first checkpoint
+    is_ours |= bool(args.resume_from_checkpoint) and (output_dir / LOCK).is_file()  # no checkpoint yet
     if output_dir.exists() and any(output_dir.iterdir()) and not is_ours:
         raise ValueError(
             f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
         )
 
 
+def lock(output_dir: Path):
+    """Keeps other runs out of the folder until this process ends, in whatever way."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        fcntl.lockf(os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"`output_dir` {output_dir} is in use by another run.") from None
+    except OSError as error:  # a file system without locks
+        logger.warning(f"{output_dir} cannot be locked ({error}): start no second run there.")
+
+
 def delete_outputs(output_dir: str):
     """Deletes what a former run wrote, and nothing else."""
-    delete_unfinished(output_dir)
     for path in [*list_checkpoints(output_dir), *(Path(output_dir, name) for name in OTHER_OUTPUTS)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def delete_unfinished(output_dir: str):
-    for path in Path(output_dir).glob("unfinished-checkpoint-*"):
-        shutil.rmtree(path)
 
 
 def create_hub_repo(args: argparse.Namespace) -> str:
@@ -608,10 +594,13 @@ def seeded_batches(
 
 
 def resume_command() -> str:
-    arguments = [argument for argument in sys.argv if argument != "--overwrite_output_dir"]
-    if "--resume_from_checkpoint" not in arguments:
-        arguments += ["--resume_from_checkpoint", "latest"]
-    return shlex.join(arguments)
+    """That of this run, without what is secret or would be done again."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--hub_token")
+    parser.add_argument("--resume_from_checkpoint")
+    parser.add_argument("--overwrite_output_dir", action="store_true")
+    _, others = parser.parse_known_args(sys.argv)
+    return shlex.join([*others, "--resume_from_checkpoint", "latest"])
 
 
 def main(argv: list[str] | None = None) -> float:
@@ -663,13 +652,9 @@ def main(argv: list[str] | None = None) -> float:
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     if checkpoint is not None:
         check_resumed_arguments(args, checkpoint, max_train_steps)
-    distances, eval_labels = None, None
-    if args.eval_every is not None:
-        if accelerator.is_main_process:
-            distances = prepare_evaluation(args, dataset, accelerator.device)
-        if num_classes is not None:  # as frequent as in the data
-            number = args.eval_num_images
-            eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
+    distances = None
+    if args.eval_every is not None and accelerator.is_main_process:
+        distances = prepare_evaluation(args, dataset, accelerator.device)
     repo_id = create_hub_repo(args) if args.push_to_hub and accelerator.is_main_process else None
 
     # 2. optimizer, EMA, schedules. The learning rate is stepped here, once for each optimizer step.
@@ -715,6 +700,12 @@ def main(argv: list[str] | None = None) -> float:
     weights = loss_weights(noise_scheduler, args.snr_gamma).to(accelerator.device)
     noise_scheduler.set_timesteps(args.ddpm_num_steps, device=accelerator.device)  # puts its table there
 
+    preview_labels, eval_labels = None, None
+    if num_classes is not None:
+        preview_labels = range(num_classes)
+        number = args.eval_num_images  # with classes as frequent as in the data
+        eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
+
     global_step = 0
     if checkpoint is not None:
         try:
@@ -727,9 +718,11 @@ def main(argv: list[str] | None = None) -> float:
     record = {name: value for name, value in vars(args).items() if name != "hub_token"}
     record["class_names"] = dataset.class_names
     if accelerator.is_main_process:
+        lock(output_dir)
         if args.overwrite_output_dir:
             delete_outputs(args.output_dir)
-        delete_unfinished(args.output_dir)
+        for path in output_dir.glob("unfinished-checkpoint-*"):
+            shutil.rmtree(path)
         write_whole(output_dir / "training_args.json", json.dumps(record, indent=2) + "\n")
         trim_loss_log(output_dir / LOSS_LOG, global_step)
     accelerator.wait_for_everyone()
@@ -744,25 +737,19 @@ def main(argv: list[str] | None = None) -> float:
         f"{global_batch_size * args.gradient_accumulation_steps} images a step"
     )
 
-    def make_pipeline() -> EtaDDIMPipeline:
-        pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler.from_config(noise_scheduler.config))
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
     @contextlib.contextmanager
-    def ema_weights():
+    def trained_pipeline() -> Iterator[EtaDDIMPipeline]:
+        """Has the EMA weights, if there are some, until the training goes on."""
         if ema is not None:
             ema.store(unet.parameters())
             ema.copy_to(unet.parameters())
         unet.eval()
-        yield
+        pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler.from_config(noise_scheduler.config))
+        pipeline.set_progress_bar_config(disable=True)
+        yield pipeline
         unet.train()
         if ema is not None:
             ema.restore(unet.parameters())
-
-    def sample(num_images: int, class_labels: Sequence[int] | None) -> torch.Tensor:
-        with ema_weights():
-            return sample_images(accelerator, make_pipeline(), args, num_images, class_labels)
 
     def log(values: dict[str, float]):
         accelerator.log(values, step=global_step)
@@ -819,11 +806,13 @@ def main(argv: list[str] | None = None) -> float:
                 progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{values['lr']:.1e}", refresh=False)
                 log(values)
             if global_step % args.save_images_steps == 0 or is_last:
-                images = sample(args.eval_batch_size, None if num_classes is None else range(num_classes))
+                with trained_pipeline() as pipeline:
+                    images = sample_images(accelerator, pipeline, args, args.eval_batch_size, preview_labels)
                 if accelerator.is_main_process:
                     save_preview(accelerator, args, images, global_step)
             if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
-                images = sample(args.eval_num_images, eval_labels)
+                with trained_pipeline() as pipeline:
+                    images = sample_images(accelerator, pipeline, args, args.eval_num_images, eval_labels)
                 if distances is not None:
                     log(distances(images))
             if checkpoint_is_due:
@@ -836,16 +825,13 @@ def main(argv: list[str] | None = None) -> float:
 
     # 5. the pipeline
     if accelerator.is_main_process:
-        with ema_weights():
-            make_pipeline().save_pretrained(output_dir)
+        with trained_pipeline() as pipeline:
+            pipeline.save_pretrained(output_dir)  # whatever becomes of the upload
             logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
             if repo_id is not None:
-                make_pipeline().save_pretrained(
-                    output_dir,
-                    push_to_hub=True,
-                    repo_id=repo_id,
-                    private=True if args.hub_private_repo else None,
-                    token=args.hub_token,
+                private = True if args.hub_private_repo else None
+                pipeline.save_pretrained(
+                    output_dir, push_to_hub=True, repo_id=repo_id, private=private, token=args.hub_token
                 )
     accelerator.wait_for_everyone()
     accelerator.end_training()

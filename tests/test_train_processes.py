@@ -296,6 +296,24 @@ def test_folder_without_write_permission(image_folder):
         assert not os.listdir(folder)
 
 
+def test_second_run_in_the_folder_is_refused(server, image_folder, tmp_path):
+    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path, "--logger", "none")
+    (process,) = start(server, 1, *common, "--max_train_steps", 100000, "--save_images_steps", 100000)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "logs" / "losses.jsonl").is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        files = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        for option in (("--resume_from_checkpoint", "latest"), ("--overwrite_output_dir",)):
+            with pytest.raises(ValueError, match=r"`output_dir` .* is in use by another run"):
+                train(*common, *option)
+        assert {path: path.read_bytes() for path in files} == files
+    finally:
+        process.kill()
+        process.join()
+    train(*common, "--max_train_steps", 1, "--resume_from_checkpoint", "latest")  # the kill has freed the folder
+
+
 # -------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 
@@ -313,12 +331,13 @@ def test_interrupted_run_saves_and_says_how_to_go_on(image_folder, tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "log", log_and_interrupt)
-        patch.setattr(sys, "argv", ["train.py", "--a b", "--overwrite_output_dir"])
+        secret_or_done = ["--overwrite_output_dir", "--hub_token", "hf_secret", "--resume_from_checkpoint=x"]
+        patch.setattr(sys, "argv", ["train.py", "--a b", *secret_or_done, "--b"])
         with pytest.raises(SystemExit, match="130"):
             train(*common, "--output_dir", tmp_path / "model")
     assert signal.getsignal(number) is handler
     assert "Stopped at step 4" in caplog.text
-    assert "train.py '--a b' --resume_from_checkpoint latest" in caplog.text
+    assert "train.py '--a b' --b --resume_from_checkpoint latest\n" in caplog.text
     assert [path.name for path in (tmp_path / "model").glob("*checkpoint*")] == ["checkpoint-4"]
     train(*common, "--output_dir", tmp_path / "model", "--resume_from_checkpoint", "latest")
     assert result(tmp_path / "model") == result(tmp_path / "whole")

@@ -110,6 +110,8 @@ def test_resuming_something_else_is_refused(image_folder, tmp_path):
         train(*resume, "--max_train_steps", 3)
     with pytest.raises(ValueError, match="`prediction_type` is 'sample', but 'epsilon'"):
         train(*resume, "--max_train_steps", 6, "--prediction_type", "sample")
+    with pytest.raises(ValueError, match=r"checkpoint-2: move .*checkpoint-4 away"):
+        train(*common, "--max_train_steps", 6, "--resume_from_checkpoint", tmp_path / "model" / "checkpoint-2")
     weights_file = tmp_path / "model" / "checkpoint-4" / "model.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:100])
     checkpoint = ("--resume_from_checkpoint", tmp_path / "model" / "checkpoint-4")
@@ -349,10 +351,14 @@ def test_evaluation_without_its_packages_is_refused(image_folder, tmp_path, monk
     assert not (tmp_path / "model").exists()
 
 
-def test_features_of_the_evaluation_are_those_of_evaluate(capsys):
+def test_help_has_each_default_and_the_features_of_evaluate(capsys):
     with pytest.raises(SystemExit):
         train_unconditional.parse_args(["--help"])
-    assert f"{{{','.join(evaluate.FEATURES)}}}" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{{{','.join(evaluate.FEATURES)}}}" in printed
+    assert "seed of weights, data order, noise and previews (default: 0)" in printed
+    assert "(default: None)" not in printed
+    assert "(default: False)" not in printed
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -598,6 +604,20 @@ def test_unreadable_image_is_named(image_folder, tmp_path, content):
     assert not (tmp_path / "model").exists()
 
 
+def test_link_to_nothing_is_named(image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    (folder / "0" / "lost.png").symlink_to("gone.png")
+    with pytest.raises(ValueError, match=r"lost\.png cannot be read"):
+        train("--train_data_dir", folder, "--output_dir", tmp_path / "model")
+
+
+def test_output_among_the_images_is_refused(image_folder):
+    with pytest.raises(ValueError, match=r"`output_dir` .* is in `train_data_dir`"):
+        train("--train_data_dir", image_folder, "--output_dir", image_folder / "model")
+    assert not (image_folder / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -675,6 +695,7 @@ def test_arguments_are_recorded(image_folder, tmp_path):
         (np.full((8, 8), np.nan), "must be in"),
         (np.zeros((8, 8, 2), dtype=np.uint8), "2 channels, not 3"),
         (np.array([None]), "cannot be read"),
+        (np.zeros((0, 8), dtype=np.uint8), "no pixels"),
     ],
 )
 def test_bad_array_is_named(tmp_path, array, message):
