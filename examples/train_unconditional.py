@@ -683,10 +683,7 @@ def main(argv: list[str] | None = None) -> float:
         fused=True,
     )
     lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer=optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=max_train_steps,
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
     )
     accelerator.register_for_checkpointing(lr_scheduler)
     dataloader = torch.utils.data.DataLoader(
@@ -758,13 +755,8 @@ def main(argv: list[str] | None = None) -> float:
                 file.write(json.dumps({"step": global_step, **values}) + "\n")
 
     # 4. the loop
-    progress = tqdm(
-        total=max_train_steps,
-        initial=global_step,
-        desc="Steps",
-        mininterval=1.0,
-        disable=not accelerator.is_main_process,
-    )
+    is_quiet = not accelerator.is_main_process
+    progress = tqdm(total=max_train_steps, initial=global_step, desc="Steps", mininterval=1.0, disable=is_quiet)
     recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
     mean_loss = math.nan
     is_stopped = False
