@@ -171,24 +171,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give either --train_data_dir or --dataset_name")
     if args.train_data_dir is not None and not os.path.isdir(args.train_data_dir):
         parser.error(f"--train_data_dir is no folder: {args.train_data_dir}")
-    positive = "channels layers_per_block ddpm_num_steps train_batch_size gradient_accumulation_steps num_epochs "
-    positive += "max_train_steps learning_rate save_images_steps eval_batch_size checkpointing_steps snr_gamma "
-    positive += "checkpoints_total_limit max_grad_norm ddpm_num_inference_steps adam_epsilon ema_inv_gamma ema_power "
-    positive += "logging_steps eval_every eval_num_images"
-    for name in positive.split():
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
-            parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
-    not_negative = "seed lr_warmup_steps adam_weight_decay noise_offset image_cache_gb dataloader_num_workers"
-    for name in not_negative.split():
-        if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
-            parser.error(f"--{name} must not be negative, but is {getattr(args, name)}")
-    for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout"):
-        if not 0 <= getattr(args, name) < 1:
-            parser.error(f"--{name} must be in [0, 1), but is {getattr(args, name)}")
-    if len(args.resolution) > 2 or min(args.resolution) < 1:
-        parser.error(f"--resolution must be one or two positive numbers, but is {args.resolution}")
-    if min(args.block_out_channels) < 1:
-        parser.error(f"--block_out_channels must be positive, but are {args.block_out_channels}")
+    shares = ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout")
+    may_be_zero = (
+        *("seed", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "image_cache_gb", "dataloader_num_workers"),
+    )
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) not in (int, float):
+                continue
+            if name in shares and not 0 <= number < 1:
+                parser.error(f"--{name} must be in [0, 1), but is {number}")
+            if name in may_be_zero and not 0 <= number < math.inf:
+                parser.error(f"--{name} must not be negative, but is {number}")
+            if name not in (*shares, *may_be_zero) and not 0 < number < math.inf:
+                parser.error(f"--{name} must be positive, but is {number}")
+    if len(args.resolution) > 2:
+        parser.error(f"--resolution must be one or two numbers, but is {args.resolution}")
     if args.ddpm_num_inference_steps > args.ddpm_num_steps:
         parser.error(
             f"--ddpm_num_inference_steps must not exceed --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"
@@ -407,8 +405,9 @@ def check_output_dir(args: argparse.Namespace, checkpoint: Path | None):
 def lock(output_dir: Path):
     """Keeps other runs out of the folder until this process ends, in whatever way."""
     output_dir.mkdir(parents=True, exist_ok=True)
+    file = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.lockf(os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise ValueError(f"`output_dir` {output_dir} is in use by another run.") from None
     except OSError as error:  # a file system without locks

@@ -557,6 +557,8 @@ def test_labels_of_a_data_set(tmp_path, monkeypatch):
         (("--train_data_dir", ".", "--ddpm_num_inference_steps", "2000"), "--ddpm_num_inference_steps"),
         (("--train_data_dir", ".", "--prediction_type", "noise"), "--prediction_type"),
         (("--train_data_dir", ".", "--channels", "0"), "--channels"),
+        (("--train_data_dir", ".", "--attention_resolutions", "0"), "--attention_resolutions"),
+        (("--train_data_dir", ".", "--logging_steps", "0"), "--logging_steps must be positive, but is 0"),
         (("--train_data_dir", ".", "--learning_rate", "inf"), "--learning_rate"),
         (("--train_data_dir", ".", "--ema_max_decay", "5"), "--ema_max_decay"),
         (("--train_data_dir", ".", "--adam_beta1", "1"), "--adam_beta1"),
