@@ -100,7 +100,7 @@ class FeatureNetwork(NamedTuple):
     num_features: int
 
 
-def load_network(features: str, weights: Path | None = None, device: str = "cpu") -> FeatureNetwork:
+def load_network(features: str, weights: Path | None = None, device: str | torch.device = "cpu") -> FeatureNetwork:
     """
     The network behind one of `FEATURES`.
 
@@ -120,7 +120,9 @@ def load_network(features: str, weights: Path | None = None, device: str = "cpu"
         except ImportError as error:
             raise ValueError(f"`features` 'inception' needs: pip install torch-fidelity ({error})") from None
         except OSError as error:
-            raise ValueError(f"`features` 'inception' could not get its weights, give --weights ({error})") from None
+            raise ValueError(
+                f"`features` 'inception' could not get its weights, give a file of them ({error})"
+            ) from None
         return FeatureNetwork(module.to(device), lambda images: module(_colour(images)), 2048)
     if features == "efficientnet":
         try:
@@ -135,7 +137,7 @@ def load_network(features: str, weights: Path | None = None, device: str = "cpu"
     if features != "digits":
         raise ValueError(f"`features` must be one of {FEATURES}, but is {features!r}.")
     if weights is None:
-        raise ValueError("`features` 'digits' needs --weights: the file that train_classifier.py wrote.")
+        raise ValueError("`features` 'digits' needs weights: the file that train_classifier.py writes.")
     module = DigitClassifier.from_file(weights).to(device)
     return FeatureNetwork(module, module.features, module.num_features)
 
@@ -176,7 +178,7 @@ def extract_features(images: torch.Tensor, network: FeatureNetwork, batch_size: 
 
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     """The squared Fréchet distance of the Gaussians that two sets of features (N, D) suggest, in float64."""
-    metric = FrechetInceptionDistance(feature=_given(reference.shape[1]))
+    metric = FrechetInceptionDistance(feature=_given(reference.shape[1]), sync_on_compute=False)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     return metric.compute().item()
@@ -187,7 +189,7 @@ def kernel_distance(features: torch.Tensor, reference: torch.Tensor, seed: int =
     subset_size = min(KERNEL_SUBSET_SIZE, len(features) // 2, len(reference) // 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features in memory
-        metric = KernelInceptionDistance(_given(reference.shape[1]), KERNEL_SUBSETS, subset_size)
+        metric = KernelInceptionDistance(_given(reference.shape[1]), KERNEL_SUBSETS, subset_size, sync_on_compute=False)
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)
     with torch.random.fork_rng(devices=[]):

@@ -26,7 +26,7 @@ def find_images(args: argparse.Namespace) -> tuple[Sequence[Path | dict], list[i
     """The images of the folder or data set, as paths or encoded bytes, the number of the class of each, the classes."""
     if args.train_data_dir is not None:
         files = Path(args.train_data_dir).rglob("*")
-        paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
         if not paths:
             raise ValueError(f"`train_data_dir` holds no images: {args.train_data_dir}")
         if not args.class_conditional:
@@ -159,6 +159,8 @@ def _decode(item: Path | dict, channels: int | None) -> torch.Tensor:
 
 def _as_image(pixels: np.ndarray, largest: int) -> torch.Tensor:
     """Pixels (H, W) or (H, W, C) in [0, largest] as a tensor (C, H, W)."""
+    if pixels.size == 0:
+        raise ValueError(f"it has no pixels, but the shape {pixels.shape}")
     if largest != 255:
         pixels = pixels.astype(np.float32) / largest
         if not (pixels.min() >= 0 and pixels.max() <= 1):

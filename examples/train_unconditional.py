@@ -16,6 +16,7 @@ processes together, so that their number changes nothing either.
 
 import argparse
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -26,7 +27,7 @@ import shutil
 import signal
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ logger = get_logger(__name__, log_level="INFO")
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKSUMS = "checksums.json"
 LOSS_LOG = "logs/losses.jsonl"
+LOCK = ".lock"
 TIMESTEP_BUCKETS = 4  # the log has the loss of each quarter of the timesteps
 # what a checkpoint depends on, and a resumed run must therefore not change
 FIXED_ARGUMENTS = (
@@ -68,14 +70,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds the default value where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default not in (None, False) else action.help
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a UNet2DModel on images and sample it by DDIM.",
-        formatter_class=HelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description="Train a UNet2DModel on images.", formatter_class=HelpFormatter)
     group = parser.add_argument_group("data (one of the first two is needed)")
     group.add_argument("--train_data_dir", help="folder of images or .npy arrays, searched with its sub-folders")
     group.add_argument("--dataset_name", help="data set of the Hub, or what `datasets.load_dataset` takes")
@@ -83,47 +82,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--image_column", default="image", help="column of the data set that holds the images")
     group.add_argument("--label_column", default="label", help="column of the data set that holds the classes")
     group.add_argument("--cache_dir", help="where `datasets` keeps its files")
-    group.add_argument(
-        "--resolution",
-        type=int,
-        nargs="+",
-        default=[64],
-        help="size of the training images: one number, or height width",
-    )
-    group.add_argument(
-        "--channels", type=int, help="1: gray, 3: colour, 4: with alpha (default: 1 or 3, or those of the arrays)"
-    )
+    group.add_argument("--resolution", type=int, nargs="+", default=[64], help="size: one number, or height width")
+    group.add_argument("--channels", type=int, help="1: gray, 3: colour, 4: with alpha (default: those of the data)")
     group.add_argument("--center_crop", action="store_true", help="crop images of another aspect ratio at their centre")
     group.add_argument("--random_flip", action="store_true", help="mirror images at random")
-    group.add_argument(
-        "--image_cache_gb", type=float, help="keep decoded images in memory up to this (default: half of what is free)"
-    )
+    group.add_argument("--image_cache_gb", type=float, help="memory for decoded images (default: half of what is free)")
     group.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images, for each GPU")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model_config_name_or_path", help="config of a UNet2DModel, instead of the three below")
-    group.add_argument(
-        "--block_out_channels", type=int, nargs="+", default=[128, 256, 256, 256], help="width per level"
-    )
+    group.add_argument("--block_out_channels", type=int, nargs="+", default=[128, 256, 256, 256], help="level widths")
     group.add_argument("--layers_per_block", type=int, default=2, help="residual blocks per level")
     group.add_argument("--attention_resolutions", type=int, nargs="*", default=[16], help="map heights with attention")
     group.add_argument(
-        "--class_conditional", action="store_true", help="learn the classes: sub-folders of the images, or label column"
+        "--class_conditional", action="store_true", help="learn the classes: sub-folders, or label column"
     )
-    group.add_argument(
-        "--label_dropout", type=float, default=0.1, help="share of labels replaced by `no class`, for guidance"
-    )
+    group.add_argument("--label_dropout", type=float, default=0.1, help="share of labels made `no class`, for guidance")
 
     group = parser.add_argument_group("diffusion")
     group.add_argument("--prediction_type", default="epsilon", choices=PREDICTION_TYPES, help="what the model predicts")
     group.add_argument("--ddpm_num_steps", type=int, default=1000, help="number of noise levels T")
     group.add_argument("--ddpm_beta_schedule", default="linear", choices=BETA_SCHEDULES, help="noise schedule")
     group.add_argument(
-        "--rescale_betas_zero_snr", action="store_true", help="no signal at the last timestep; not with epsilon"
+        "--rescale_betas_zero_snr", action="store_true", help="no signal at the last t; not with epsilon"
     )
-    group.add_argument(
-        "--snr_gamma", type=float, help="min-SNR weights of the loss; 5 in the paper (default: no weights)"
-    )
+    group.add_argument("--snr_gamma", type=float, help="min-SNR weights, 5 in the paper (default: no weights)")
     group.add_argument("--noise_offset", type=float, default=0.0, help="std of the noise that an image has as a whole")
     group.add_argument("--timestep_spacing", default="leading", choices=TIMESTEP_SPACINGS, help="sampling grid")
 
@@ -159,19 +142,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--overwrite_output_dir", action="store_true", help="delete what a former run wrote there first")
     group.add_argument("--save_images_steps", type=int, default=1000, help="optimizer steps between previews")
     group.add_argument(
-        "--eval_batch_size", type=int, default=64, help="number of images of a preview, over all processes"
+        "--eval_batch_size", type=int, default=64, help="images of a preview, made at once by all processes"
     )
     group.add_argument("--ddpm_num_inference_steps", type=int, default=50, help="DDIM steps of a preview")
     group.add_argument("--checkpointing_steps", type=int, default=1000, help="optimizer steps between checkpoints")
     group.add_argument("--checkpoints_total_limit", type=int, help="checkpoints to keep; the oldest are deleted")
-    group.add_argument(
-        "--resume_from_checkpoint",
-        help="folder of a checkpoint, or 'latest': the newest whole one in the output folder",
-    )
+    group.add_argument("--resume_from_checkpoint", help="a checkpoint, or 'latest': the newest whole one of the output")
     group.add_argument("--logging_steps", type=int, default=50, help="optimizer steps between lines of the log")
     group.add_argument(
         "--logger", default="tensorboard", choices=(*sorted(LOGGER_TYPE_TO_CLASS), "none"), help="tracker of accelerate"
     )
+
+    group = parser.add_argument_group("evaluation (as by evaluate.py, against the training images)")
+    group.add_argument("--eval_every", type=int, help="optimizer steps between evaluations; the last is at the end")
+    group.add_argument("--eval_num_images", type=int, default=2500, help="images to generate, more than features")
+    networks = ("inception", "efficientnet", "digits")
+    group.add_argument("--eval_features", default="inception", choices=networks, help="2048, 1280 or 32 features")
+    group.add_argument("--eval_weights", help="file of the feature network's weights; 'digits' needs it")
 
     group = parser.add_argument_group("Hub")
     group.add_argument("--push_to_hub", action="store_true", help="upload the result, with a model card")
@@ -184,32 +171,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give either --train_data_dir or --dataset_name")
     if args.train_data_dir is not None and not os.path.isdir(args.train_data_dir):
         parser.error(f"--train_data_dir is no folder: {args.train_data_dir}")
-    positive = "channels layers_per_block ddpm_num_steps train_batch_size gradient_accumulation_steps num_epochs "
-    positive += "max_train_steps learning_rate save_images_steps eval_batch_size checkpointing_steps snr_gamma "
-    positive += "checkpoints_total_limit max_grad_norm ddpm_num_inference_steps adam_epsilon ema_inv_gamma ema_power "
-    positive += "logging_steps"
-    for name in positive.split():
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
-            parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
-    not_negative = "seed lr_warmup_steps adam_weight_decay noise_offset image_cache_gb dataloader_num_workers"
-    for name in not_negative.split():
-        if getattr(args, name) is not None and not 0 <= getattr(args, name) < math.inf:
-            parser.error(f"--{name} must not be negative, but is {getattr(args, name)}")
-    for name in ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout"):
-        if not 0 <= getattr(args, name) < 1:
-            parser.error(f"--{name} must be in [0, 1), but is {getattr(args, name)}")
-    if len(args.resolution) > 2 or min(args.resolution) < 1:
-        parser.error(f"--resolution must be one or two positive numbers, but is {args.resolution}")
-    if min(args.block_out_channels) < 1:
-        parser.error(f"--block_out_channels must be positive, but are {args.block_out_channels}")
+    shares = ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout")
+    may_be_zero = (
+        *("seed", "lr_warmup_steps", "adam_weight_decay", "noise_offset", "image_cache_gb", "dataloader_num_workers"),
+    )
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) not in (int, float):
+                continue
+            if name in shares and not 0 <= number < 1:
+                parser.error(f"--{name} must be in [0, 1), but is {number}")
+            if name in may_be_zero and not 0 <= number < math.inf:
+                parser.error(f"--{name} must not be negative, but is {number}")
+            if name not in (*shares, *may_be_zero) and not 0 < number < math.inf:
+                parser.error(f"--{name} must be positive, but is {number}")
+    if len(args.resolution) > 2:
+        parser.error(f"--resolution must be one or two numbers, but is {args.resolution}")
     if args.ddpm_num_inference_steps > args.ddpm_num_steps:
         parser.error(
-            f"--ddpm_num_inference_steps must be at most --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"
+            f"--ddpm_num_inference_steps must not exceed --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"
         )
     if args.rescale_betas_zero_snr and args.prediction_type == "epsilon":
         parser.error("--rescale_betas_zero_snr leaves no signal to find with --prediction_type epsilon: use another")
     if args.overwrite_output_dir and args.resume_from_checkpoint:
         parser.error("--overwrite_output_dir would delete what --resume_from_checkpoint needs")
+    if args.eval_weights is not None and not os.path.isfile(args.eval_weights):
+        parser.error(f"--eval_weights is no file: {args.eval_weights}")
+    if args.eval_every is None and args.eval_weights is not None:
+        parser.error("--eval_weights needs --eval_every")
     if not args.push_to_hub and (args.hub_model_id or args.hub_private_repo or args.hub_token):
         parser.error("--hub_model_id, --hub_private_repo and --hub_token need --push_to_hub")
     args.resolution = [args.resolution[0], args.resolution[-1]]
@@ -266,6 +255,11 @@ def loss_weights(noise_scheduler: EtaDDIMScheduler, snr_gamma: float | None) -> 
     return snr.clamp(max=snr_gamma)
 
 
+def mixed(seed: Sequence[int]) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
+
+
 def training_batch(
     images: torch.Tensor,
     noise_scheduler: EtaDDIMScheduler,
@@ -278,7 +272,7 @@ def training_batch(
     Noisy images, timesteps, the model's target and whose label is dropped, for one forward pass; float32. All is drawn
     for the whole batch over all processes and each takes its share, so that it does not depend on their number.
     """
-    generator = torch.Generator(images.device).manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    generator = torch.Generator(images.device).manual_seed(mixed(seed))
     batch, rank = len(images), accelerator.process_index
     mine = slice(rank * batch, (rank + 1) * batch)
     total = batch * accelerator.num_processes
@@ -316,9 +310,6 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
     path = Path(args.output_dir, f"checkpoint-{step}")
     unfinished = path.with_name(f"unfinished-{path.name}")
     try:
-        if accelerator.is_main_process:
-            delete_unfinished(args.output_dir)
-        accelerator.wait_for_everyone()
         accelerator.save_state(str(unfinished))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -369,6 +360,11 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
     if not is_whole(path):
         others = [str(other) for other in list_checkpoints(path.parent) if other != path]
         raise ValueError(f"`resume_from_checkpoint` {path} is not whole. Other checkpoints: {others}")
+    for later in list_checkpoints(args.output_dir):
+        if step_of(later) > step_of(path) and is_whole(later):
+            raise ValueError(
+                f"`resume_from_checkpoint` {path}: move {later} away, which would be mixed with the new ones."
+            )
     return path
 
 
@@ -394,28 +390,37 @@ def check_output_dir(args: argparse.Namespace, checkpoint: Path | None):
     existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
         raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission in {existing}.")
+    if args.train_data_dir is not None and output_dir.resolve().is_relative_to(Path(args.train_data_dir).resolve()):
+        raise ValueError(
+            f"`output_dir` {output_dir} is in `train_data_dir`: its previews would be trained on, if resumed."
+        )
     is_ours = args.overwrite_output_dir or checkpoint is not None
-    if args.resume_from_checkpoint and (output_dir / "training_args.json").is_file():
-        is_ours = True  # a run that was stopped before its first checkpoint
+    is_ours |= bool(args.resume_from_checkpoint) and (output_dir / LOCK).is_file()  # no checkpoint yet
     if output_dir.exists() and any(output_dir.iterdir()) and not is_ours:
         raise ValueError(
             f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
         )
 
 
+def lock(output_dir: Path):
+    """Keeps other runs out of the folder until this process ends, in whatever way."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"`output_dir` {output_dir} is in use by another run.") from None
+    except OSError as error:  # a file system without locks
+        logger.warning(f"{output_dir} cannot be locked ({error}): start no second run there.")
+
+
 def delete_outputs(output_dir: str):
     """Deletes what a former run wrote, and nothing else."""
-    delete_unfinished(output_dir)
     for path in [*list_checkpoints(output_dir), *(Path(output_dir, name) for name in OTHER_OUTPUTS)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def delete_unfinished(output_dir: str):
-    for path in Path(output_dir).glob("unfinished-checkpoint-*"):
-        shutil.rmtree(path)
 
 
 def create_hub_repo(args: argparse.Namespace) -> str:
@@ -460,38 +465,84 @@ def write_whole(path: Path, text: str):
     unfinished.replace(path)
 
 
-def save_preview(
+def sample_images(
     accelerator: Accelerator,
     pipeline: EtaDDIMPipeline,
     args: argparse.Namespace,
-    step: int,
-    num_classes: int | None = None,
-):
-    """Samples images over all processes, from the same noise each time, and writes them as PNG and to the tracker."""
-    with accelerator.split_between_processes(list(range(args.eval_batch_size)), apply_padding=True) as indices:
-        images = pipeline(
-            batch_size=len(indices),
+    num_images: int,
+    class_labels: Sequence[int] | None,
+) -> torch.Tensor:
+    """
+    Images, uint8 (N, C, H, W), made by all processes. Image k depends on (seed, k) and its class alone, so that it is
+    the same each time and for any number of processes. The class labels are taken by turns.
+    """
+    images = []
+    for start in range(0, num_images, args.eval_batch_size):
+        batch_size = min(args.eval_batch_size, num_images - start)
+        share = math.ceil(batch_size / accelerator.num_processes)  # if it is rounded up, the last ones are dropped
+        indices = range(start + accelerator.process_index * share, start + (accelerator.process_index + 1) * share)
+        mine = pipeline(
+            batch_size=share,
             num_inference_steps=args.ddpm_num_inference_steps,
             generator=image_generators(args.seed, indices),
-            class_labels=None if num_classes is None else [k % num_classes for k in indices],
+            class_labels=None if class_labels is None else [class_labels[k % len(class_labels)] for k in indices],
             output_type="pt",
         ).images
-    images = accelerator.gather(images)[: args.eval_batch_size].float().cpu()
+        images.append(accelerator.gather((mine * 255).round().byte())[:batch_size].cpu())
+    return torch.cat(images)
+
+
+def save_preview(accelerator: Accelerator, args: argparse.Namespace, images: torch.Tensor, step: int):
+    """Writes images as PNG and to the tracker."""
     images = images[:, : 3 if images.shape[1] >= 3 else 1]  # what a PNG shows of other numbers of channels
-    if accelerator.is_main_process:
-        columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
-        grid = make_image_grid(
-            pipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy()), len(images) // columns, columns
+    columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
+    pictures = EtaDDIMPipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy() / 255)
+    grid = make_image_grid(pictures, len(images) // columns, columns)
+    path = Path(args.output_dir, "samples", f"step-{step:06d}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)
+    grid.save(Path(args.output_dir, "sample.png"))  # the picture of the model card
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"samples": images.numpy()}, step=step)
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": [grid]}, step=step)
+
+
+def prepare_evaluation(
+    args: argparse.Namespace, dataset: ImageDataset, device: torch.device
+) -> Callable[[torch.Tensor], dict[str, float]]:
+    """
+    Takes the features of the training images, in 8 bits, cropped and mirrored as in the first epoch. Returns what
+    measures the distances of generated images to them.
+    """
+    try:
+        from evaluate import extract_features, frechet_distance, kernel_distance, load_network
+    except ImportError as error:
+        raise ValueError(f"`eval_every` needs the packages of evaluate.py: pip install '.[eval]' ({error})") from error
+    if dataset.channels not in (1, 3):
+        raise ValueError(f"`eval_every` needs gray or colour images, but these have {dataset.channels} channels.")
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network draws weights before it loads others
+            network = load_network(args.eval_features, args.eval_weights, device)
+    except Exception as error:
+        raise ValueError(f"`eval_features` {args.eval_features!r} cannot be loaded: {error}") from error
+    if min(args.eval_num_images, len(dataset)) <= network.num_features:
+        raise ValueError(
+            f"`eval_features` {args.eval_features!r} needs more than {network.num_features} images, but "
+            f"`eval_num_images` is {args.eval_num_images} and {len(dataset)} images are trained on."
         )
-        path = Path(args.output_dir, "samples", f"step-{step:06d}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
-        grid.save(Path(args.output_dir, "sample.png"))  # the picture of the model card
-        for tracker in accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({"samples": images.numpy()}, step=step)
-            elif hasattr(tracker, "log_images"):
-                tracker.log_images({"samples": [grid]}, step=step)
+    images = torch.stack(
+        [((image + 1) * 127.5).round().byte() for image, _ in map(dataset.__getitem__, range(len(dataset)))]
+    )
+    reference = extract_features(images, network)
+
+    def distances(images: torch.Tensor) -> dict[str, float]:
+        features = extract_features(images, network)
+        kernel, _ = kernel_distance(features, reference)
+        return {"eval/frechet": frechet_distance(features, reference), "eval/kernel": kernel}
+
+    return distances
 
 
 # ---------------------------------------------------------------------------------------------------------------- main
@@ -542,10 +593,13 @@ def seeded_batches(
 
 
 def resume_command() -> str:
-    arguments = [argument for argument in sys.argv if argument != "--overwrite_output_dir"]
-    if "--resume_from_checkpoint" not in arguments:
-        arguments += ["--resume_from_checkpoint", "latest"]
-    return shlex.join(arguments)
+    """That of this run, without what is secret or would be done again."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--hub_token")
+    parser.add_argument("--resume_from_checkpoint")
+    parser.add_argument("--overwrite_output_dir", action="store_true")
+    _, others = parser.parse_known_args(sys.argv)
+    return shlex.join([*others, "--resume_from_checkpoint", "latest"])
 
 
 def main(argv: list[str] | None = None) -> float:
@@ -564,8 +618,11 @@ def main(argv: list[str] | None = None) -> float:
     set_seed(args.seed)
 
     # 1. everything that can be refused is looked at before anything is written
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ValueError("FSDP is not supported: previews, EMA and the saved pipeline need whole parameters. Use DDP.")
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"`distributed_type` {accelerator.distributed_type.value} is not supported: EMA, previews and checkpoints "
+            "need the whole model and optimizer in each process. Use MULTI_GPU (DDP)."
+        )
     if args.logger != "none" and not accelerator.log_with:  # accelerate would go on without
         raise ValueError(f"`logger` is {args.logger!r}, but accelerate finds no such package.")
     output_dir = Path(args.output_dir)
@@ -594,6 +651,9 @@ def main(argv: list[str] | None = None) -> float:
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     if checkpoint is not None:
         check_resumed_arguments(args, checkpoint, max_train_steps)
+    distances = None
+    if args.eval_every is not None and accelerator.is_main_process:
+        distances = prepare_evaluation(args, dataset, accelerator.device)
     repo_id = create_hub_repo(args) if args.push_to_hub and accelerator.is_main_process else None
 
     # 2. optimizer, EMA, schedules. The learning rate is stepped here, once for each optimizer step.
@@ -622,10 +682,7 @@ def main(argv: list[str] | None = None) -> float:
         fused=True,
     )
     lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer=optimizer,
-        num_warmup_steps=args.lr_warmup_steps,
-        num_training_steps=max_train_steps,
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
     )
     accelerator.register_for_checkpointing(lr_scheduler)
     dataloader = torch.utils.data.DataLoader(
@@ -639,6 +696,12 @@ def main(argv: list[str] | None = None) -> float:
     weights = loss_weights(noise_scheduler, args.snr_gamma).to(accelerator.device)
     noise_scheduler.set_timesteps(args.ddpm_num_steps, device=accelerator.device)  # puts its table there
 
+    preview_labels, eval_labels = None, None
+    if num_classes is not None:
+        preview_labels = range(num_classes)
+        number = args.eval_num_images  # with classes as frequent as in the data
+        eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
+
     global_step = 0
     if checkpoint is not None:
         try:
@@ -651,9 +714,11 @@ def main(argv: list[str] | None = None) -> float:
     record = {name: value for name, value in vars(args).items() if name != "hub_token"}
     record["class_names"] = dataset.class_names
     if accelerator.is_main_process:
+        lock(output_dir)
         if args.overwrite_output_dir:
             delete_outputs(args.output_dir)
-        delete_unfinished(args.output_dir)
+        for path in output_dir.glob("unfinished-checkpoint-*"):
+            shutil.rmtree(path)
         write_whole(output_dir / "training_args.json", json.dumps(record, indent=2) + "\n")
         trim_loss_log(output_dir / LOSS_LOG, global_step)
     accelerator.wait_for_everyone()
@@ -668,30 +733,29 @@ def main(argv: list[str] | None = None) -> float:
         f"{global_batch_size * args.gradient_accumulation_steps} images a step"
     )
 
-    def make_pipeline() -> EtaDDIMPipeline:
-        pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler.from_config(noise_scheduler.config))
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
-
     @contextlib.contextmanager
-    def ema_weights():
+    def trained_pipeline() -> Iterator[EtaDDIMPipeline]:
+        """Has the EMA weights, if there are some, until the training goes on."""
         if ema is not None:
             ema.store(unet.parameters())
             ema.copy_to(unet.parameters())
         unet.eval()
-        yield
+        pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler.from_config(noise_scheduler.config))
+        pipeline.set_progress_bar_config(disable=True)
+        yield pipeline
         unet.train()
         if ema is not None:
             ema.restore(unet.parameters())
 
+    def log(values: dict[str, float]):
+        accelerator.log(values, step=global_step)
+        if accelerator.is_main_process:
+            with open(output_dir / LOSS_LOG, "a") as file:
+                file.write(json.dumps({"step": global_step, **values}) + "\n")
+
     # 4. the loop
-    progress = tqdm(
-        total=max_train_steps,
-        initial=global_step,
-        desc="Steps",
-        mininterval=1.0,
-        disable=not accelerator.is_main_process,
-    )
+    is_quiet = not accelerator.is_main_process
+    progress = tqdm(total=max_train_steps, initial=global_step, desc="Steps", mininterval=1.0, disable=is_quiet)
     recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
     mean_loss = math.nan
     is_stopped = False
@@ -703,6 +767,7 @@ def main(argv: list[str] | None = None) -> float:
             noisy_images, timesteps, target, is_dropped = training_batch(
                 images, noise_scheduler, seed, accelerator, args.noise_offset, args.label_dropout
             )
+            torch.manual_seed(mixed((*seed, accelerator.process_index + 1)))  # of dropout
             class_labels = None if num_classes is None else labels.masked_fill(is_dropped, num_classes)
             with accelerator.accumulate(model):
                 prediction = model(noisy_images.to(memory_format=memory_format), timesteps, class_labels).sample
@@ -730,13 +795,17 @@ def main(argv: list[str] | None = None) -> float:
                 recent_losses.clear()
                 mean_loss = values["loss"]
                 progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{values['lr']:.1e}", refresh=False)
-                accelerator.log(values, step=global_step)
-                if accelerator.is_main_process:
-                    with open(output_dir / LOSS_LOG, "a") as file:
-                        file.write(json.dumps({"step": global_step, **values}) + "\n")
+                log(values)
             if global_step % args.save_images_steps == 0 or is_last:
-                with ema_weights():
-                    save_preview(accelerator, make_pipeline(), args, global_step, num_classes)
+                with trained_pipeline() as pipeline:
+                    images = sample_images(accelerator, pipeline, args, args.eval_batch_size, preview_labels)
+                if accelerator.is_main_process:
+                    save_preview(accelerator, args, images, global_step)
+            if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
+                with trained_pipeline() as pipeline:
+                    images = sample_images(accelerator, pipeline, args, args.eval_num_images, eval_labels)
+                if distances is not None:
+                    log(distances(images))
             if checkpoint_is_due:
                 save_checkpoint(accelerator, args, global_step)
     progress.close()
@@ -747,16 +816,13 @@ def main(argv: list[str] | None = None) -> float:
 
     # 5. the pipeline
     if accelerator.is_main_process:
-        with ema_weights():
-            make_pipeline().save_pretrained(output_dir)
+        with trained_pipeline() as pipeline:
+            pipeline.save_pretrained(output_dir)  # whatever becomes of the upload
             logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
             if repo_id is not None:
-                make_pipeline().save_pretrained(
-                    output_dir,
-                    push_to_hub=True,
-                    repo_id=repo_id,
-                    private=True if args.hub_private_repo else None,
-                    token=args.hub_token,
+                private = True if args.hub_private_repo else None
+                pipeline.save_pretrained(
+                    output_dir, push_to_hub=True, repo_id=repo_id, private=private, token=args.hub_token
                 )
     accelerator.wait_for_everyone()
     accelerator.end_training()

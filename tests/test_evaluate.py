@@ -180,7 +180,7 @@ def test_features_refuse(classifier_file, tmp_path):
         evaluate.extract_features(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), network)
     with pytest.raises(ValueError, match="gray images, but these have 3 channels"):
         evaluate.extract_features(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), network)
-    with pytest.raises(ValueError, match="needs --weights"):
+    with pytest.raises(ValueError, match="needs weights"):
         evaluate.load_network("digits")
     with pytest.raises(ValueError, match="'pixels'"):
         evaluate.load_network("pixels")

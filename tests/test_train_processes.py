@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 from accelerate import Accelerator
 
-from training import EXAMPLES, TINY, train, train_unconditional, write_images
+from training import EXAMPLES, TINY, train, train_unconditional, write_classifier, write_images
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,16 @@ def image_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     write_images(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """What evaluates a run: 40 images, since the features are 32, and their network."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "images").mkdir()
+    write_images(folder / "images", 40)
+    options = ("--train_data_dir", folder / "images", "--eval_num_images", 33, "--eval_features", "digits")
+    return (*options, "--eval_weights", write_classifier(folder / "classifier.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +105,9 @@ def result(output_dir: Path):
     ("num_processes", "kills"),
     [(1, 3), (2, 1), *(pytest.param(n, 20, marks=pytest.mark.slow) for n in (1, 2))],
 )
-def test_killed_run_equals_the_uninterrupted_one(server, image_folder, tmp_path, num_processes, kills):
+def test_killed_run_equals_the_uninterrupted_one(server, evaluation, tmp_path, num_processes, kills):
     """Every other kill comes while a checkpoint is written, the others at any moment."""
-    common = ("--train_data_dir", image_folder, "--max_train_steps", 14, "--checkpointing_steps", 2, "--random_flip")
+    common = (*evaluation, "--eval_every", 3, "--max_train_steps", 14, "--checkpointing_steps", 2, "--random_flip")
     common += ("--checkpoints_total_limit", 2, "--save_images_steps", 6, "--logging_steps", 1)
     common += ("--timestep_spacing", "trailing")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -106,7 +116,7 @@ def test_killed_run_equals_the_uninterrupted_one(server, image_folder, tmp_path,
     duration = time.monotonic() - begin
     expected = result(whole)
     assert expected[0] == "checkpoint-14"
-    assert len(expected[-1].splitlines()) == 14
+    assert len(expected[-1].splitlines()) == 14 + 5
 
     rng = random.Random(0)
     done = 0
@@ -155,6 +165,27 @@ def test_two_processes_equal_one_of_the_same_global_batch(server, image_folder, 
     one, two = (np.asarray(PIL.Image.open(tmp_path / name / "sample.png"), dtype=float) for name in ("one", "two"))
     assert np.abs(one - two).max() <= 2  # of 255
     assert one.shape[:2] == (5 * 16, 16)
+
+
+def test_evaluation_of_two_processes_equals_that_of_one(server, evaluation, tmp_path, record_property):
+    common = (*evaluation, "--max_train_steps", 4, "--eval_every", 2, "--eval_batch_size", 7)
+    finish(start(server, 1, *common, "--output_dir", tmp_path / "one", "--train_batch_size", 8))
+    finish(start(server, 2, *common, "--output_dir", tmp_path / "two", "--train_batch_size", 4))
+    one, two = ([x for x in read_losses(tmp_path / name) if "eval/kernel" in x] for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [2, 4]
+    for name in ("eval/frechet", "eval/kernel"):
+        differences = [abs(a[name] / b[name] - 1) for a, b in zip(one, two, strict=True)]
+        record_property(f"largest relative difference of {name}", max(differences))
+        assert max(differences) < 1e-2
+
+
+def test_preview_of_three_processes_equals_that_of_one(server, image_folder, tmp_path):
+    common = ("--train_data_dir", image_folder, "--max_train_steps", 1, "--eval_batch_size", 7)
+    finish(start(server, 1, *common, "--output_dir", tmp_path / "one", "--train_batch_size", 12))
+    finish(start(server, 3, *common, "--output_dir", tmp_path / "three"))
+    one, three = (np.asarray(PIL.Image.open(tmp_path / n / "sample.png"), dtype=float) for n in ("one", "three"))
+    assert one.shape[:2] == (7 * 16, 16)
+    assert np.abs(one - three).max() <= 2  # of 255
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
@@ -265,6 +296,24 @@ def test_folder_without_write_permission(image_folder):
         assert not os.listdir(folder)
 
 
+def test_second_run_in_the_folder_is_refused(server, image_folder, tmp_path):
+    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path, "--logger", "none")
+    (process,) = start(server, 1, *common, "--max_train_steps", 100000, "--save_images_steps", 100000)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "logs" / "losses.jsonl").is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        files = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+        for option in (("--resume_from_checkpoint", "latest"), ("--overwrite_output_dir",)):
+            with pytest.raises(ValueError, match=r"`output_dir` .* is in use by another run"):
+                train(*common, *option)
+        assert {path: path.read_bytes() for path in files} == files
+    finally:
+        process.kill()
+        process.join()
+    train(*common, "--max_train_steps", 1, "--resume_from_checkpoint", "latest")  # the kill has freed the folder
+
+
 # -------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 
@@ -282,12 +331,13 @@ def test_interrupted_run_saves_and_says_how_to_go_on(image_folder, tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "log", log_and_interrupt)
-        patch.setattr(sys, "argv", ["train.py", "--a b", "--overwrite_output_dir"])
+        secret_or_done = ["--overwrite_output_dir", "--hub_token", "hf_secret", "--resume_from_checkpoint=x"]
+        patch.setattr(sys, "argv", ["train.py", "--a b", *secret_or_done, "--b"])
         with pytest.raises(SystemExit, match="130"):
             train(*common, "--output_dir", tmp_path / "model")
     assert signal.getsignal(number) is handler
     assert "Stopped at step 4" in caplog.text
-    assert "train.py '--a b' --resume_from_checkpoint latest" in caplog.text
+    assert "train.py '--a b' --b --resume_from_checkpoint latest\n" in caplog.text
     assert [path.name for path in (tmp_path / "model").glob("*checkpoint*")] == ["checkpoint-4"]
     train(*common, "--output_dir", tmp_path / "model", "--resume_from_checkpoint", "latest")
     assert result(tmp_path / "model") == result(tmp_path / "whole")

@@ -19,7 +19,16 @@ from safetensors.torch import load_file
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
 import hub_server
-from training import EXAMPLES, TINY, forget_accelerator, train, train_unconditional, write_images
+from training import (
+    EXAMPLES,
+    TINY,
+    evaluate,
+    forget_accelerator,
+    train,
+    train_unconditional,
+    write_classifier,
+    write_images,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +41,11 @@ def image_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     write_images(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_file(tmp_path_factory):
+    return write_classifier(tmp_path_factory.mktemp("classifier") / "classifier.safetensors")
 
 
 def weights(folder):
@@ -96,6 +110,8 @@ def test_resuming_something_else_is_refused(image_folder, tmp_path):
         train(*resume, "--max_train_steps", 3)
     with pytest.raises(ValueError, match="`prediction_type` is 'sample', but 'epsilon'"):
         train(*resume, "--max_train_steps", 6, "--prediction_type", "sample")
+    with pytest.raises(ValueError, match=r"checkpoint-2: move .*checkpoint-4 away"):
+        train(*common, "--max_train_steps", 6, "--resume_from_checkpoint", tmp_path / "model" / "checkpoint-2")
     weights_file = tmp_path / "model" / "checkpoint-4" / "model.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:100])
     checkpoint = ("--resume_from_checkpoint", tmp_path / "model" / "checkpoint-4")
@@ -250,6 +266,99 @@ def test_class_conditional(tmp_path):
         black, white, neither = (pipeline.unet(noise, 999, torch.tensor([k])).sample.mean() for k in range(3))
     assert white - black > 1
     assert black < neither < white
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def losses(output_dir):
+    return [json.loads(line) for line in (output_dir / "logs" / "losses.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("class_conditional", [False, True])
+def test_evaluation_equals_that_of_the_saved_pipeline(tmp_path, classifier_file, class_conditional):
+    """At the end: the EMA weights' images against those that were trained on, 30 of one class and 10 of the other."""
+    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", 60)
+    for k in range(1, 40, 2):
+        (tmp_path / "images" / "1" / f"{k}.png").unlink()
+    common = ("--train_data_dir", tmp_path / "images", "--logger", "none", "--resolution", 20, 24)
+    common += ("--output_dir", tmp_path / "model", "--max_train_steps", 3, "--eval_every", 2, "--eval_num_images", 36)
+    common += ("--eval_features", "digits", "--eval_weights", classifier_file)
+    train(*common, *["--class_conditional"] * class_conditional)
+    logged = [line for line in losses(tmp_path / "model") if "eval/frechet" in line]
+    assert [line["step"] for line in logged] == [2, 3]
+    assert logged[0]["eval/frechet"] != logged[1]["eval/frechet"]
+
+    pipeline = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
+    labels = [0] * 27 + [1] * 9 if class_conditional else None
+    images = pipeline(batch_size=36, num_inference_steps=3, seed=0, class_labels=labels, output_type="pt").images
+    network = evaluate.load_network("digits", classifier_file)
+    features = evaluate.extract_features((images * 255).round().byte(), network)
+    reference = evaluate.extract_features(evaluate.load_images(tmp_path / "images"), network)
+    assert logged[1]["eval/frechet"] == pytest.approx(evaluate.frechet_distance(features, reference), rel=1e-3)
+    # by subsets, which are others in another order of the images
+    assert logged[1]["eval/kernel"] == pytest.approx(evaluate.kernel_distance(features, reference)[0], rel=0.05)
+
+
+def test_evaluation_changes_nothing_else(tmp_path, classifier_file):
+    """Of a UNet with dropout, whose random numbers come from the global generators."""
+    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", 40)
+    config = {"sample_size": 16, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4, "dropout": 0.5}
+    UNet2DModel(block_out_channels=(8,) * 4, **config).save_config(tmp_path / "config")
+    common = ("--train_data_dir", tmp_path / "images", "--logger", "none", "--max_train_steps", 6, "--logging_steps", 1)
+    common += ("--model_config_name_or_path", tmp_path / "config", "--checkpointing_steps", 2, "--random_flip")
+    evaluation = ("--eval_num_images", 33, "--eval_features", "digits", "--eval_weights", classifier_file)
+    train(*common, "--output_dir", tmp_path / "without")
+    train(*common, "--output_dir", tmp_path / "with", *evaluation, "--eval_every", 1)
+    resumed = tmp_path / "resumed"
+    shutil.copytree(tmp_path / "with" / "checkpoint-2", resumed / "checkpoint-2")
+    train(*common, "--output_dir", resumed, "--resume_from_checkpoint", "latest", *evaluation, "--eval_every", 3)
+    expected = (tmp_path / "without" / "checkpoint-6" / "checksums.json").read_text()
+    assert "random_states_0.pkl" in expected
+    for name in ("with", "resumed"):
+        assert (tmp_path / name / "checkpoint-6" / "checksums.json").read_text() == expected
+    evaluated = [line for line in losses(tmp_path / "with") if "eval/frechet" in line]
+    assert [line for line in losses(tmp_path / "with") if line not in evaluated] == losses(tmp_path / "without")
+    assert [line for line in losses(resumed) if "eval/frechet" in line] == [evaluated[2], evaluated[5]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--eval_num_images", 32), "more than 32 images, but `eval_num_images` is 32 and 40 images are trained on"),
+        (("--train_data_dir", "{few}"), "`eval_num_images` is 2500 and 16 images are trained on"),
+        (("--channels", 3), "'digits' needs gray images, but these have 3 channels"),
+        (("--channels", 4), "`eval_every` needs gray or colour images, but these have 4 channels"),
+        (("--eval_weights", __file__), "`eval_features` 'digits' cannot be loaded"),
+    ],
+)
+def test_evaluation_that_cannot_be_is_refused(image_folder, tmp_path, classifier_file, arguments, message):
+    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", 40)
+    common = ("--train_data_dir", tmp_path / "images", "--output_dir", tmp_path / "model", "--eval_every", 1)
+    common += ("--eval_features", "digits", "--eval_weights", classifier_file)
+    with pytest.raises(ValueError, match=message):
+        train(*common, *(str(argument).format(few=image_folder) for argument in arguments))
+    assert not (tmp_path / "model").exists()
+
+
+def test_evaluation_without_its_packages_is_refused(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(ValueError, match=r"`eval_every` needs the packages of evaluate\.py: pip install"):
+        train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--eval_every", 1)
+    assert not (tmp_path / "model").exists()
+
+
+def test_help_has_each_default_and_the_features_of_evaluate(capsys):
+    with pytest.raises(SystemExit):
+        train_unconditional.parse_args(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"{{{','.join(evaluate.FEATURES)}}}" in printed
+    assert "seed of weights, data order, noise and previews (default: 0)" in printed
+    assert "(default: None)" not in printed
+    assert "(default: False)" not in printed
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -448,6 +557,8 @@ def test_labels_of_a_data_set(tmp_path, monkeypatch):
         (("--train_data_dir", ".", "--ddpm_num_inference_steps", "2000"), "--ddpm_num_inference_steps"),
         (("--train_data_dir", ".", "--prediction_type", "noise"), "--prediction_type"),
         (("--train_data_dir", ".", "--channels", "0"), "--channels"),
+        (("--train_data_dir", ".", "--attention_resolutions", "0"), "--attention_resolutions"),
+        (("--train_data_dir", ".", "--logging_steps", "0"), "--logging_steps must be positive, but is 0"),
         (("--train_data_dir", ".", "--learning_rate", "inf"), "--learning_rate"),
         (("--train_data_dir", ".", "--ema_max_decay", "5"), "--ema_max_decay"),
         (("--train_data_dir", ".", "--adam_beta1", "1"), "--adam_beta1"),
@@ -460,6 +571,12 @@ def test_labels_of_a_data_set(tmp_path, monkeypatch):
         (("--train_data_dir", ".", "--rescale_betas_zero_snr"), "--prediction_type epsilon"),
         (("--train_data_dir", ".", "--hub_private_repo"), "need --push_to_hub"),
         (("--train_data_dir", ".", "--logger", "paper"), "--logger"),
+        (("--train_data_dir", ".", "--eval_every", "0"), "--eval_every"),
+        (
+            ("--train_data_dir", ".", "--eval_every", "1", "--eval_weights", "nowhere"),
+            "--eval_weights is no file: nowhere",
+        ),
+        (("--train_data_dir", ".", "--eval_weights", __file__), "--eval_weights needs --eval_every"),
     ],
 )
 def test_bad_argument(arguments, message, capsys):
@@ -489,6 +606,20 @@ def test_unreadable_image_is_named(image_folder, tmp_path, content):
     assert not (tmp_path / "model").exists()
 
 
+def test_link_to_nothing_is_named(image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    (folder / "0" / "lost.png").symlink_to("gone.png")
+    with pytest.raises(ValueError, match=r"lost\.png cannot be read"):
+        train("--train_data_dir", folder, "--output_dir", tmp_path / "model")
+
+
+def test_output_among_the_images_is_refused(image_folder):
+    with pytest.raises(ValueError, match=r"`output_dir` .* is in `train_data_dir`"):
+        train("--train_data_dir", image_folder, "--output_dir", image_folder / "model")
+    assert not (image_folder / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -505,6 +636,15 @@ def test_bad_run_writes_nothing(image_folder, tmp_path, arguments, message):
         arguments = (arguments[0], tmp_path)
     with pytest.raises(ValueError, match=message):
         train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", *arguments)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("distributed_type", ["FSDP", "DEEPSPEED"])
+def test_sharded_training_is_refused(image_folder, tmp_path, monkeypatch, distributed_type):
+    distributed_type = train_unconditional.DistributedType(distributed_type)
+    monkeypatch.setattr(train_unconditional.Accelerator, "distributed_type", distributed_type)
+    with pytest.raises(ValueError, match=f"`distributed_type` {distributed_type.value} is not supported.*DDP"):
+        train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
@@ -557,6 +697,7 @@ def test_arguments_are_recorded(image_folder, tmp_path):
         (np.full((8, 8), np.nan), "must be in"),
         (np.zeros((8, 8, 2), dtype=np.uint8), "2 channels, not 3"),
         (np.array([None]), "cannot be read"),
+        (np.zeros((0, 8), dtype=np.uint8), "no pixels"),
     ],
 )
 def test_bad_array_is_named(tmp_path, array, message):

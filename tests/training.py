@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import save_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import train_unconditional  # noqa: E402
+
+import evaluate  # noqa: E402
 
 TINY = [
     *("--resolution", "16", "--block_out_channels", "8", "16", "--layers_per_block", "1", "--attention_resolutions"),
@@ -19,13 +23,20 @@ TINY = [
 ]
 
 
-def write_images(folder: Path):
-    """16 gray images of 20x24 pixels, in two sub-folders."""
+def write_images(folder: Path, number: int = 16):
+    """Gray images of 20x24 pixels, in two sub-folders."""
     rng = np.random.default_rng(0)
-    for k in range(16):
+    for k in range(number):
         path = folder / str(k % 2) / f"{k}.png"
         path.parent.mkdir(exist_ok=True)
         PIL.Image.fromarray(rng.integers(256, size=(20, 24), dtype=np.uint8)).save(path)
+
+
+def write_classifier(path: Path) -> Path:
+    """A network for `--eval_features digits`, with random weights."""
+    torch.manual_seed(0)
+    save_file(evaluate.DigitClassifier().state_dict(), path)
+    return path
 
 
 def forget_accelerator():
