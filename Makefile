@@ -8,7 +8,6 @@
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
 #   make samples     samples of the model in models/digits, without any training
-#   make models      train that model: about an hour of two cores; stopped and run again, it goes on where it was
 #   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
@@ -94,17 +93,10 @@ results: data/digits $(CLASSIFIER)
 		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
 		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
 
-# the model is kept in half precision, without the copies of this package's code; models/digits/README.md is its card
-models: data/digits
-	OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml \
-		--mixed_precision $(PRECISION) examples/train_unconditional.py \
-		--train_data_dir data/digits/train --output_dir outputs/digits-32 --resume_from_checkpoint latest --resolution 32 \
-		--block_out_channels 32 64 128 --layers_per_block 1 --attention_resolutions 8 \
-		--train_batch_size 32 --max_train_steps 3000 --learning_rate 1.5e-3 --lr_warmup_steps 200 \
-		--adam_beta1 0.9 --adam_weight_decay 0.01 --use_ema --ema_max_decay 0.999 --checkpointing_steps 500 \
-		--save_images_steps 1000 --ddpm_num_inference_steps 20
+# the demo's model in half precision, without the copies of this package's code; models/digits/README.md is its card
+models: $(INSTALLED)
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
-		Pipeline.from_pretrained('outputs/digits-32', torch_dtype=torch.float16).save_pretrained('models/digits')"
+		Pipeline.from_pretrained('$(DEMO)', torch_dtype=torch.float16).save_pretrained('models/digits')"
 	rm models/digits/pipeline.py models/digits/scheduler/ddim_scheduler.py
 
 clean:

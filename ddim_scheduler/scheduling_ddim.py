@@ -695,14 +695,15 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
             std = _times(_learned_std(variance, row, config.variance_type), eta)
 
         # 2. x_0 = p x_t + q m and eps = r x_t + w m, where m is the model output
-        if sample.dtype != torch.float32:
-            sample = sample.to(_computing_dtype(sample))
+        if sample.dtype != torch.float32 or model_output.dtype != torch.float32:
+            dtype = _computing_dtype(sample)
+            sample, model_output = sample.to(dtype), model_output.to(dtype)
         prediction_type, alpha_s = config.prediction_type, row.alpha_s
         p, q, r, w = _prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
         if prediction_type == "epsilon":  # the difference first: it may be small, and its terms are then rounded less
             x_0 = _times_(_add(sample, -row.sigma_t, model_output), p)
         elif prediction_type == "sample":
-            x_0 = model_output.to(sample.dtype, copy=True)
+            x_0 = model_output.clone()
         else:
             x_0 = _add_(_times(sample, p), q, model_output)
 
