@@ -53,6 +53,9 @@ def main(argv: list[str] | None = None) -> dict[tuple, Ratio]:
     parser.add_argument("--plot", type=Path, help="PNG to draw the times of a step into (needs matplotlib)")
     args = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()
+    # Freed at once. From then on glibc's malloc keeps what is freed, as in a process that has run a UNet. Otherwise it
+    # may give memory back after each step, and the page faults of the next one are most of the time at large sizes.
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     print(measured_with := versions(args.device))
 
     ratios, copies = time_steps(args.device)
