@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -39,16 +40,29 @@ def find_images(args: argparse.Namespace) -> tuple[Sequence[Path | dict], list[i
         names = sorted({part[0] for part in parts})
         return paths, [names.index(part[0]) for part in parts], names
 
-    data = datasets.load_dataset(args.dataset_name, args.dataset_config_name, cache_dir=args.cache_dir, split="train")
+    name, config_name = args.dataset_name, args.dataset_config_name
+    try:
+        data = datasets.load_dataset(name, config_name, cache_dir=args.cache_dir, split="train")
+    except Exception as error:
+        raise ValueError(f"`dataset_name` {name!r} cannot be loaded: {error}") from error
     for name in ["image_column"] + ["label_column"] * args.class_conditional:
         if getattr(args, name) not in data.column_names:
             raise ValueError(f"`{name}` must be one of {data.column_names}, but is {getattr(args, name)!r}.")
-    images = data.cast_column(args.image_column, datasets.Image(decode=False))[args.image_column]
+    try:
+        images = data.cast_column(args.image_column, datasets.Image(decode=False))[args.image_column]
+    except Exception as error:
+        raise ValueError(f"`image_column` {args.image_column!r} holds no images: {error}") from error
     if not args.class_conditional:
         return images, [0] * len(images), None
     labels = list(data[args.label_column])
     feature = data.features[args.label_column]
-    if isinstance(feature, datasets.ClassLabel):
+    is_class = isinstance(feature, datasets.ClassLabel)
+    for index, label in enumerate(labels):
+        if label is None or (is_class and not 0 <= label < len(feature.names)):
+            raise ValueError(
+                f"`{args.label_column}` of number {index} of the data set is {label!r}, which is no class."
+            )
+    if is_class:
         return images, labels, feature.names
     values = sorted(set(labels))
     return images, [values.index(label) for label in labels], [str(value) for value in values]
@@ -122,7 +136,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _name(self, index: int) -> str:
         item = self.items[index]
-        return str(item) if isinstance(item, Path) else item["path"] or f"number {index} of the data set"
+        return str(item) if isinstance(item, Path) else (item or {}).get("path") or f"number {index} of the data set"
 
     def _load(self, index: int) -> torch.Tensor:
         """Decodes an image and scales it so that it just covers the resolution."""
@@ -148,13 +162,22 @@ def _decode(item: Path | dict, channels: int | None) -> torch.Tensor:
     source = item if isinstance(item, Path) else io.BytesIO(item["bytes"]) if item["bytes"] else item["path"]
     with PIL.Image.open(source) as image:
         is_deep = image.mode.startswith(("I", "F"))
-        if not is_deep and any(";16" in str(tile[3]) for tile in image.tile):
+        decoders = [(tile[0], tile[3]) for tile in image.tile]
+        is_cut = any(";16" in str(kind) or (name.startswith("ppm") and _largest(kind) > 255) for name, kind in decoders)
+        if not is_deep and is_cut:
             raise ValueError("Pillow would cut its 16 bits of colour to 8; save it as a .npy array (H, W, C) of uint16")
         PIL.ImageOps.exif_transpose(image, in_place=True)
         if is_deep:  # 16-bit or float gray
+            if image.mode == "I" and image.format == "TIFF":
+                raise ValueError("of 32-bit integers it is not known which is white; save it as a .npy array of floats")
             return _as_image(np.asarray(image), 1 if image.mode == "F" else 65535)
         gray = channels is None and image.mode in ("1", "L", "LA")
         return _as_image(np.array(image.convert("L" if gray else IMAGE_MODES.get(channels or 3, "RGB"))), 255)
+
+
+def _largest(arguments: Any) -> int:
+    """The largest value of a portable pixmap, from the arguments of Pillow's decoder."""
+    return int(arguments[-1]) if isinstance(arguments, tuple) else 255
 
 
 def _as_image(pixels: np.ndarray, largest: int) -> torch.Tensor:

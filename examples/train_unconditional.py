@@ -59,7 +59,8 @@ TIMESTEP_BUCKETS = 4  # the log has the loss of each quarter of the timesteps
 FIXED_ARGUMENTS = (
     *("resolution", "channels", "class_conditional", "model_config_name_or_path", "block_out_channels"),
     *("layers_per_block", "attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule"),
-    *("rescale_betas_zero_snr", "use_ema"),
+    *("rescale_betas_zero_snr", "use_ema", "ema_inv_gamma", "ema_power", "ema_max_decay", "learning_rate"),
+    *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "seed"),
 )
 OTHER_OUTPUTS = (
     *("unet", "scheduler", "model_index.json", "pipeline.py", "sample.png", "samples", "logs", "training_args.json"),
@@ -218,6 +219,11 @@ def build_unet(args: argparse.Namespace, channels: int, num_classes: int | None)
         unet = UNet2DModel.from_config({**config, "sample_size": sample_size, "num_class_embeds": num_class_embeds})
         if unet.config.in_channels != channels:
             raise ValueError(f"The UNet takes {unet.config.in_channels} channels, but the images have {channels}.")
+        if unet.config.out_channels != channels:
+            raise ValueError(
+                f"The UNet returns {unet.config.out_channels} channels, but the images have {channels}: learned "
+                "variances are not trained."
+            )
         return unet
     downsamplings = len(args.block_out_channels) - 1
     if height % 2**downsamplings or width % 2**downsamplings:
@@ -226,6 +232,11 @@ def build_unet(args: argparse.Namespace, channels: int, num_classes: int | None)
             f"`block_out_channels`, but is {args.resolution}."
         )
     attention = [height // 2**i in args.attention_resolutions for i in range(downsamplings + 1)]
+    if any(a and width % 8 for a, width in zip(attention, args.block_out_channels, strict=True)):
+        raise ValueError(
+            f"`block_out_channels` {args.block_out_channels} must be multiples of 8 where there is attention: "
+            f"{args.attention_resolutions}."
+        )
     return UNet2DModel(
         sample_size=sample_size,
         in_channels=channels,
@@ -322,8 +333,9 @@ def save_checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: in
             f"The checkpoint {path} cannot be written ({error}). Those before it are as they were."
         ) from error
     if accelerator.is_main_process and args.checkpoints_total_limit is not None:
-        for old in list_checkpoints(args.output_dir)[: -args.checkpoints_total_limit]:
-            shutil.rmtree(old)
+        older = [other for other in list_checkpoints(args.output_dir) if step_of(other) < step]
+        for other in older[: max(0, len(older) + 1 - args.checkpoints_total_limit)]:
+            shutil.rmtree(other)
 
 
 def checksums(folder: Path) -> dict[str, int]:
@@ -368,21 +380,26 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
     return path
 
 
-def check_resumed_arguments(args: argparse.Namespace, checkpoint: Path, max_train_steps: int):
-    """Refuses to continue a run of another model or objective, or one that went further."""
+def check_resumed_arguments(
+    args: argparse.Namespace, checkpoint: Path, max_train_steps: int, class_names: list[str] | None
+):
+    """Refuses to continue a run of another model, objective or optimizer, or one that went further."""
     if step_of(checkpoint) > max_train_steps:
         raise ValueError(f"`resume_from_checkpoint` {checkpoint} is after the last step, {max_train_steps}.")
     record = checkpoint.parent / "training_args.json"
-    former = json.loads(record.read_text()) if record.is_file() else {}
-    for name in FIXED_ARGUMENTS:
-        if name in former and former[name] != getattr(args, name):
-            raise ValueError(f"`{name}` is {getattr(args, name)!r}, but {former[name]!r} in the run of {checkpoint}.")
+    try:
+        former = json.loads(record.read_text()) if record.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"`resume_from_checkpoint`: {record} cannot be read: {error}") from error
+    for name, value in {**{name: getattr(args, name) for name in FIXED_ARGUMENTS}, "class_names": class_names}.items():
+        if name in former and former[name] != value:
+            raise ValueError(f"`{name}` is {value!r}, but {former[name]!r} in the run of {checkpoint}.")
 
 
 # -------------------------------------------------------------------------------------------------------------- output
 
 
-def check_output_dir(args: argparse.Namespace, checkpoint: Path | None):
+def check_output_dir(args: argparse.Namespace):
     """Refuses a folder that cannot be written to, or that holds what nobody said may go."""
     output_dir = Path(args.output_dir).absolute()
     if output_dir.exists() and not output_dir.is_dir():
@@ -394,12 +411,20 @@ def check_output_dir(args: argparse.Namespace, checkpoint: Path | None):
         raise ValueError(
             f"`output_dir` {output_dir} is in `train_data_dir`: its previews would be trained on, if resumed."
         )
-    is_ours = args.overwrite_output_dir or checkpoint is not None
-    is_ours |= bool(args.resume_from_checkpoint) and (output_dir / LOCK).is_file()  # no checkpoint yet
-    if output_dir.exists() and any(output_dir.iterdir()) and not is_ours:
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return
+    is_of_a_run = (output_dir / LOCK).is_file() or (output_dir / "training_args.json").is_file()
+    if args.overwrite_output_dir and not is_of_a_run:
+        raise ValueError(f"`output_dir` {output_dir} holds files, but of no training: nothing is deleted there.")
+    is_resumed = args.resume_from_checkpoint is not None and (is_of_a_run or list_checkpoints(output_dir))
+    if not (args.overwrite_output_dir or is_resumed):
         raise ValueError(
             f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
         )
+    for name in ("train_data_dir", "model_config_name_or_path", "eval_weights"):
+        given = Path(getattr(args, name) or os.devnull).resolve()
+        if args.overwrite_output_dir and any(given.is_relative_to(path.resolve()) for path in outputs(output_dir)):
+            raise ValueError(f"`overwrite_output_dir` would delete `{name}`, {given}.")
 
 
 def lock(output_dir: Path):
@@ -414,9 +439,14 @@ def lock(output_dir: Path):
         logger.warning(f"{output_dir} cannot be locked ({error}): start no second run there.")
 
 
-def delete_outputs(output_dir: str):
+def outputs(output_dir: Path) -> list[Path]:
+    """What a run writes."""
+    return [*list_checkpoints(output_dir), *(output_dir / name for name in OTHER_OUTPUTS)]
+
+
+def delete_outputs(output_dir: Path):
     """Deletes what a former run wrote, and nothing else."""
-    for path in [*list_checkpoints(output_dir), *(Path(output_dir, name) for name in OTHER_OUTPUTS)]:
+    for path in outputs(output_dir):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -452,8 +482,11 @@ def mean_losses(
 
 def trim_loss_log(path: Path, step: int):
     """Drops the lines after a step, and half a line that a killed run left."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    kept = []
+    for line in path.read_text().splitlines(keepends=True) if path.is_file() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # no whole line of the log
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                kept.append(line)
     write_whole(path, "".join(kept))
 
 
@@ -461,7 +494,11 @@ def write_whole(path: Path, text: str):
     """Writes a file under another name first, so that a kill leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"unfinished-{path.name}")
-    unfinished.write_text(text)
+    try:
+        unfinished.write_text(text)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}") from error
     unfinished.replace(path)
 
 
@@ -569,13 +606,10 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def must_stop(accelerator: Accelerator, signals: list[int], step: int) -> bool:
-    """Whether any process got a signal. Several ask each other only now and then, since each waits for all."""
-    if accelerator.num_processes == 1:
-        return len(signals) > 0
-    if step % 10:
-        return False
-    return accelerator.reduce(torch.tensor(float(len(signals)), device=accelerator.device)).item() > 0
+def ignore_signals(worker: int):
+    """For the processes that load images: a signal to all is for the one that trains."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def seeded_batches(
@@ -623,11 +657,13 @@ def main(argv: list[str] | None = None) -> float:
             f"`distributed_type` {accelerator.distributed_type.value} is not supported: EMA, previews and checkpoints "
             "need the whole model and optimizer in each process. Use MULTI_GPU (DDP)."
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would use float32
+        raise ValueError("`mixed_precision` 'fp16' needs a GPU; use 'bf16' or 'no' on a CPU.")
     if args.logger != "none" and not accelerator.log_with:  # accelerate would go on without
         raise ValueError(f"`logger` is {args.logger!r}, but accelerate finds no such package.")
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args)
-    check_output_dir(args, checkpoint)
+    check_output_dir(args)
     noise_scheduler = EtaDDIMScheduler(
         num_train_timesteps=args.ddpm_num_steps,
         beta_schedule=args.ddpm_beta_schedule,
@@ -647,10 +683,11 @@ def main(argv: list[str] | None = None) -> float:
             f"`train_batch_size` over all processes is {global_batch_size}, but there are {len(dataset)} images."
         )
     unet = build_unet(args, dataset.channels, num_classes)
-    steps_per_epoch = math.ceil(len(dataset) // global_batch_size / args.gradient_accumulation_steps)
+    accumulation, batches_per_epoch = args.gradient_accumulation_steps, len(dataset) // global_batch_size
+    steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     if checkpoint is not None:
-        check_resumed_arguments(args, checkpoint, max_train_steps)
+        check_resumed_arguments(args, checkpoint, max_train_steps, dataset.class_names)
     distances = None
     if args.eval_every is not None and accelerator.is_main_process:
         distances = prepare_evaluation(args, dataset, accelerator.device)
@@ -690,6 +727,7 @@ def main(argv: list[str] | None = None) -> float:
         args.train_batch_size,
         drop_last=True,
         num_workers=args.dataloader_num_workers,
+        worker_init_fn=ignore_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
     model, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)  # `unet` is what `model` wraps
@@ -716,7 +754,7 @@ def main(argv: list[str] | None = None) -> float:
     if accelerator.is_main_process:
         lock(output_dir)
         if args.overwrite_output_dir:
-            delete_outputs(args.output_dir)
+            delete_outputs(output_dir)
         for path in output_dir.glob("unfinished-checkpoint-*"):
             shutil.rmtree(path)
         write_whole(output_dir / "training_args.json", json.dumps(record, indent=2) + "\n")
@@ -742,10 +780,12 @@ def main(argv: list[str] | None = None) -> float:
         unet.eval()
         pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler.from_config(noise_scheduler.config))
         pipeline.set_progress_bar_config(disable=True)
-        yield pipeline
-        unet.train()
-        if ema is not None:
-            ema.restore(unet.parameters())
+        try:
+            yield pipeline
+        finally:
+            unet.train()
+            if ema is not None:
+                ema.restore(unet.parameters())
 
     def log(values: dict[str, float]):
         accelerator.log(values, step=global_step)
@@ -759,6 +799,7 @@ def main(argv: list[str] | None = None) -> float:
     recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
     mean_loss = math.nan
     is_stopped = False
+    asked: torch.Tensor | None = None
     batches = seeded_batches(dataloader, args, global_step, steps_per_epoch)
     unet.train()
     with noted_signals() as signals:
@@ -769,10 +810,11 @@ def main(argv: list[str] | None = None) -> float:
             )
             torch.manual_seed(mixed((*seed, accelerator.process_index + 1)))  # of dropout
             class_labels = None if num_classes is None else labels.masked_fill(is_dropped, num_classes)
+            group = min(accumulation, batches_per_epoch - seed[-1] // accumulation * accumulation)  # less at the end
             with accelerator.accumulate(model):
                 prediction = model(noisy_images.to(memory_format=memory_format), timesteps, class_labels).sample
                 loss = (prediction.float() - target).square().mean(dim=(1, 2, 3)) * weights[timesteps]
-                accelerator.backward(loss.mean())
+                accelerator.backward(loss.mean() * accumulation / group)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
                 optimizer.step()
@@ -786,7 +828,11 @@ def main(argv: list[str] | None = None) -> float:
                 ema.step(unet.parameters())
             global_step += 1
             progress.update()
-            is_stopped = must_stop(accelerator, signals, global_step)
+            if accelerator.num_processes == 1:
+                is_stopped = len(signals) > 0
+            else:  # whether any process had got one a step ago: that answer is there, and nobody waits for it
+                is_stopped = asked is not None and asked.item() > 0
+                asked = accelerator.reduce(torch.full((), float(len(signals)), device=accelerator.device))
             is_last = global_step == max_train_steps
             checkpoint_is_due = global_step % args.checkpointing_steps == 0 or is_last or is_stopped
             if global_step % args.logging_steps == 0 or checkpoint_is_due:
@@ -794,18 +840,28 @@ def main(argv: list[str] | None = None) -> float:
                 values["lr"] = lr_scheduler.get_last_lr()[0]
                 recent_losses.clear()
                 mean_loss = values["loss"]
+                if not math.isfinite(mean_loss):
+                    raise ValueError(
+                        f"The loss is {mean_loss} at step {global_step}, with `learning_rate` {args.learning_rate}. "
+                        f"Checkpoints before it: {[str(path) for path in list_checkpoints(output_dir)]}"
+                    )
                 progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{values['lr']:.1e}", refresh=False)
                 log(values)
-            if global_step % args.save_images_steps == 0 or is_last:
-                with trained_pipeline() as pipeline:
-                    images = sample_images(accelerator, pipeline, args, args.eval_batch_size, preview_labels)
-                if accelerator.is_main_process:
-                    save_preview(accelerator, args, images, global_step)
-            if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
-                with trained_pipeline() as pipeline:
-                    images = sample_images(accelerator, pipeline, args, args.eval_num_images, eval_labels)
-                if distances is not None:
-                    log(distances(images))
+            try:
+                if global_step % args.save_images_steps == 0 or is_last:
+                    with trained_pipeline() as pipeline:
+                        images = sample_images(accelerator, pipeline, args, args.eval_batch_size, preview_labels)
+                    if accelerator.is_main_process:
+                        save_preview(accelerator, args, images, global_step)
+                if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
+                    with trained_pipeline() as pipeline:
+                        images = sample_images(accelerator, pipeline, args, args.eval_num_images, eval_labels)
+                    if distances is not None:
+                        log(distances(images))
+            except Exception:
+                if accelerator.num_processes == 1:  # what was trained is not lost; of several, some may wait elsewhere
+                    save_checkpoint(accelerator, args, global_step)
+                raise
             if checkpoint_is_due:
                 save_checkpoint(accelerator, args, global_step)
     progress.close()
