@@ -414,17 +414,17 @@ def check_output_dir(args: argparse.Namespace):
     if not output_dir.exists() or not any(output_dir.iterdir()):
         return
     is_of_a_run = (output_dir / LOCK).is_file() or (output_dir / "training_args.json").is_file()
-    if args.overwrite_output_dir and not is_of_a_run:
-        raise ValueError(f"`output_dir` {output_dir} holds files, but of no training: nothing is deleted there.")
-    is_resumed = args.resume_from_checkpoint is not None and (is_of_a_run or list_checkpoints(output_dir))
-    if not (args.overwrite_output_dir or is_resumed):
+    if args.overwrite_output_dir:
+        if not is_of_a_run:
+            raise ValueError(f"`output_dir` {output_dir} holds files, but of no training: nothing is deleted there.")
+        for name in ("train_data_dir", "model_config_name_or_path", "eval_weights"):
+            given = getattr(args, name)
+            if given and any(Path(given).resolve().is_relative_to(path.resolve()) for path in outputs(output_dir)):
+                raise ValueError(f"`overwrite_output_dir` would delete `{name}`, {given}.")
+    elif args.resume_from_checkpoint is None or not (is_of_a_run or list_checkpoints(output_dir)):
         raise ValueError(
             f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
         )
-    for name in ("train_data_dir", "model_config_name_or_path", "eval_weights"):
-        given = Path(getattr(args, name) or os.devnull).resolve()
-        if args.overwrite_output_dir and any(given.is_relative_to(path.resolve()) for path in outputs(output_dir)):
-            raise ValueError(f"`overwrite_output_dir` would delete `{name}`, {given}.")
 
 
 def lock(output_dir: Path):

@@ -578,8 +578,9 @@ class EtaDDIMPipeline(DiffusionPipeline):
             "num_inference_steps": num_inference_steps,
             "timesteps": timesteps,
             "guidance_scale": guidance_scale,
+            "height": ends[0].shape[2],
+            "width": ends[0].shape[3],
         }
-        settings |= {"height": ends[0].shape[2], "width": ends[0].shape[3]}
         start, end = (
             self.invert(end, class_labels=class_labels, **settings).latents if is_image else end
             for end, is_image in zip(ends, are_images, strict=True)
@@ -604,7 +605,7 @@ class EtaDDIMPipeline(DiffusionPipeline):
             for seed in seeds:
                 _check_integer(name, seed, 0)
             generators = [image_generators(seed, [0])[0] for seed in seeds]
-            shape = (len(generators), channels, *self._image_size(height, width))
+            shape = (len(seeds), channels, *self._image_size(height, width))
             return randn_tensor(shape, generators, device, torch.float32)
         if isinstance(end, torch.Tensor):
             _check_tensor(name, end, (len(end) if end.ndim else 1, channels, *end.shape[2:]))
