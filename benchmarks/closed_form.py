@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMScheduler
 
-from report import update
+from report import markers, update
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -40,6 +40,7 @@ BLUR = 0.1  # std around each digit, whose pixels are in [-1, 1]
 STEP_COUNTS = (5, 10, 20, 30, 50)  # 30 does not divide 1000
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 ETAS = (0.0, 0.2, 0.5, 1.0)
+FRESH_NOISE = 10_000  # added to the seed of x_T for the noise of the steps, which must not be x_T again
 NO_CLIPPING = {"clip_sample": False}
 # name, class, arguments of the constructor, arguments of a step
 SAMPLERS: list[tuple[str, type, dict, dict]] = [
@@ -86,7 +87,7 @@ def sample(scheduler, epsilon: Callable, num_inference_steps: int, x_T: torch.Te
     scheduler.set_timesteps(num_inference_steps)
     x = x_T * scheduler.init_noise_sigma
     if not isinstance(scheduler, UniPCMultistepScheduler):  # which takes no generator, and draws nothing
-        kwargs["generator"] = torch.Generator().manual_seed(seed)
+        kwargs["generator"] = torch.Generator().manual_seed(FRESH_NOISE + seed)
     for i, t in enumerate(scheduler.timesteps):
         if isinstance(scheduler, EulerDiscreteScheduler):  # its timesteps lie between those of the table
             alpha_bar = 1 / (1 + scheduler.sigmas[i].item() ** 2)
@@ -180,6 +181,8 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if args.num_images <= SIZE**2 or args.num_seeds < 1:
         parser.error(f"--num_images must be more than {SIZE**2}, and --num_seeds at least 1")
+    if args.update is not None:
+        markers(args.update, "closed-form")  # before the work
     warnings.filterwarnings("ignore")
     for name in ("diffusers", "ddim_scheduler"):  # `leading` says that 5 steps start far from pure noise
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -204,4 +207,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -14,12 +14,17 @@ def versions(device: str) -> str:
     return f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}"
 
 
-def update(path: Path, name: str, table: str):
-    """
-    Replaces what stands between `<!-- name -->` and `<!-- /name -->`; raises ValueError if they are not there once.
-    """
+def markers(path: Path, name: str) -> tuple[str, str]:
+    """`<!-- name -->` and `<!-- /name -->`; raises ValueError if the document does not hold each of them once."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = path.read_text()
     if text.count(start) != 1 or text.count(end) != 1:
         raise ValueError(f"{path} must hold the markers {start} and {end} once each.")
+    return start, end
+
+
+def update(path: Path, name: str, table: str):
+    """Replaces what stands between the markers."""
+    start, end = markers(path, name)
+    text = path.read_text()
     path.write_text(re.sub(f"(?<={start}\n).*?(?={end})", lambda _: table, text, flags=re.DOTALL))

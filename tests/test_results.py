@@ -65,6 +65,25 @@ def test_samplers_of_one_kind_agree_on_leading(image_folder):
     assert (ends["ours, η = 0"] - ends["UniPC"]).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("eta", [0.2, 1.0])
+def test_noise_of_the_steps_is_not_that_of_the_start(monkeypatch, eta):
+    """On a point mass every eta keeps the marginals: x_t has variance 1 - alpha-bar. It would not with x_T as z."""
+    monkeypatch.setattr(closed_form, "BLUR", 0.0)
+    exact = closed_form.exact_epsilon(torch.zeros(1, 64, dtype=torch.float64))
+    ratios = []
+
+    def epsilon(x, alpha_bar):
+        ratios.append((x.square().mean() / (1 - alpha_bar)).item())
+        return exact(x, alpha_bar)
+
+    x_T = torch.randn(500, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    closed_form.sample(EtaDDIMScheduler(clip_sample=False), epsilon, 5, x_T, 3, eta=eta)
+    assert np.abs(np.array(ratios) - 1).max() < 0.05
+    monkeypatch.setattr(closed_form, "FRESH_NOISE", 0)
+    closed_form.sample(EtaDDIMScheduler(clip_sample=False), epsilon, 5, x_T, 3, eta=eta)
+    assert max(ratios) > 1.3
+
+
 def test_closed_form_tables(image_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(closed_form, "STEP_COUNTS", (3, 30))
     document = tmp_path / "RESULTS.md"
