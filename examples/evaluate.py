@@ -14,6 +14,7 @@ import argparse
 import importlib
 import json
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,28 +54,51 @@ def load_images(source: Path, num_images: int | None = None, like: torch.Tensor 
     Images of a folder (with its sub-folders) or an `.npz` file, as uint8 (N, C, H, W).
 
     Args:
-        source: Folder, or file with the array `arr_0`, uint8 (N, H, W, C).
-        num_images: Only the first ones.
-        like: Images whose channels and size these get: scaled, then cropped at the centre, as for training.
+        source: Folder, or file with the array `arr_0`, uint8 (N, H, W, C). Hidden files are left out.
+        num_images: Only the first ones, in the order of their names.
+        like: Images whose size these get: scaled, then cropped at the centre, as for training. Those of a folder get
+            their channels as well.
+
+    Raises:
+        ValueError: If there are no images, or one cannot be read, is not 8-bit, or is unlike the others.
     """
     if source.suffix == ".npz":
-        stacked = torch.from_numpy(np.load(source)["arr_0"][:num_images]).permute(0, 3, 1, 2)
-        return stacked if like is None else torch.stack([_fit(image, like) for image in stacked])
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:num_images]
+        stacked = _load_npz(source)[:num_images]
+        if like is None:
+            return stacked
+        if stacked.shape[1] != like.shape[1]:
+            raise ValueError(f"{source} has {stacked.shape[1]} channels, but the other images {like.shape[1]}.")
+        return torch.stack([_fit(image, like) for image in stacked])
+    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(source).parts)][:num_images]
     if not paths:
         raise ValueError(f"There are no images in {source}.")
-    images: list[torch.Tensor] = []
+    images = []
     for path in tqdm(paths, desc=f"Reading {source}", leave=False):
-        with PIL.Image.open(path) as file:
-            if file.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-                raise ValueError(f"{path} is no 8-bit image, but of mode {file.mode}.")
-            gray = file.mode in ("1", "L", "LA") if like is None else like.shape[1] == 1
-            pixels = np.array(file.convert("L" if gray else "RGB"))
+        try:
+            with PIL.Image.open(path) as file:
+                if file.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                    raise ValueError(f"{path} is no 8-bit image, but of mode {file.mode}.")
+                gray = file.mode in ("1", "L", "LA") if like is None else like.shape[1] == 1
+                pixels = np.array(file.convert("L" if gray else "RGB"))
+        except (OSError, SyntaxError) as error:  # Pillow's, for some damaged PNG files
+            raise ValueError(f"{path} cannot be read: {error}") from error
         image = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
         images.append(image if like is None else _fit(image, like))
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{path} is of shape {tuple(images[-1].shape)}, others of {tuple(images[0].shape)}.")
     return torch.stack(images)
+
+
+def _load_npz(source: Path) -> torch.Tensor:
+    try:
+        with np.load(source) as file:
+            array = file["arr_0"]
+    except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{source} is no file with an array `arr_0`: {error}") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not len(array):
+        raise ValueError(f"{source} must hold an array uint8 (N, H, W, 1 or 3), but it is {array.dtype} {array.shape}.")
+    return torch.from_numpy(array).permute(0, 3, 1, 2)
 
 
 def _fit(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -245,7 +269,7 @@ def main(argv: list[str] | None = None) -> list[Scores]:
     parser.add_argument("--held_out", type=Path, help="more real images, for the floor (default: half of --reference)")
     parser.add_argument("--features", choices=FEATURES, default="inception", help="what the images are compared by")
     parser.add_argument("--weights", type=Path, help="file of the feature network's weights")
-    parser.add_argument("--num_images", type=int, help="only the first of the generated images")
+    parser.add_argument("--num_images", type=int, help="only the first of the generated images, by name")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for the features")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
@@ -255,12 +279,16 @@ def main(argv: list[str] | None = None) -> list[Scores]:
         path = getattr(args, name)
         if path is not None and not path.exists():
             parser.error(f"{name} is not there: {path}")
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
 
     network = load_network(args.features, args.weights, args.device)
     images = load_images(args.images, args.num_images)
     features = extract_features(images, network)
     reference = load_images(args.reference, like=images)
     if args.held_out is None:
+        if len(reference) < 2:
+            raise ValueError(f"{args.reference} holds one image, but without --held_out its half is needed.")
         reference, held_out = shuffled(reference).chunk(2)
     else:
         held_out = shuffled(load_images(args.held_out, like=images))
@@ -272,6 +300,8 @@ def main(argv: list[str] | None = None) -> list[Scores]:
     print("| | images | Fréchet | kernel x 1000 | precision | coverage |\n|---|---|---|---|---|---|")
     for name, row in zip((args.images, "floor: other real images"), rows, strict=True):
         print(f"| {name} | {row.num_images} | {format_scores(row)} |")
+    if rows[1].num_images < rows[0].num_images:
+        print(f"\nThe floor is that of fewer images, so it is too high; see --num_images {rows[1].num_images}.")
     if args.json is not None:
         args.json.write_text(json.dumps({"images": rows[0]._asdict(), "floor": rows[1]._asdict()}, indent=2) + "\n")
     return rows
@@ -285,5 +315,5 @@ def format_scores(row: Scores) -> str:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -45,6 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_inference_steps", type=int, default=50, help="sampler steps")
     parser.add_argument("--timestep_spacing", choices=TIMESTEP_SPACINGS, help="grid of timesteps, instead of its own")
     parser.add_argument(
+        "--clip_sample", action=argparse.BooleanOptionalAction, help="whether to clip x_0, instead of its own setting"
+    )
+    parser.add_argument(
         "--num_classes",
         type=int,
         help="classes that the images of a class-conditional UNet take in turn, instead of all but its last, which "
@@ -75,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--sigma_hat needs --eta 1 and the EtaDDIMScheduler")
     if args.npz is not None and args.npz.suffix != ".npz":
         parser.error(f"--npz must end in .npz, but is {args.npz}")
-    if args.npz is not None and args.npz.resolve().parent == args.output_dir.resolve():
+    if args.npz is not None and args.output_dir.resolve() in args.npz.resolve().parents:
         parser.error(f"--npz must be outside --output_dir, which holds images alone, but is {args.npz}")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         parser.error(f"--output_dir is no folder: {args.output_dir}")
@@ -86,11 +89,15 @@ def load_pipeline(args: argparse.Namespace) -> EtaDDIMPipeline:
     """The pipeline with the sampler that was asked for."""
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline, torch_dtype=getattr(torch, args.dtype))
     changes: dict[str, Any] = {}
-    if args.timestep_spacing is not None:
-        changes["timestep_spacing"] = args.timestep_spacing
+    for name in ("timestep_spacing", "clip_sample"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
     if args.sigma_hat:
         changes["variance_type"] = "sigma_hat"
     scheduler_class = EtaDDIMScheduler if args.scheduler == "EtaDDIMScheduler" else diffusers.DDIMScheduler
+    config = pipeline.unet.config
+    if scheduler_class is diffusers.DDIMScheduler and config.out_channels != config.in_channels:
+        raise ValueError(f"`scheduler` DDIMScheduler knows no learned variance, as in the model of {args.pipeline}.")
     pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **changes)
     pipeline.scheduler.set_timesteps(args.num_inference_steps)  # refuses what it cannot do
     pipeline.set_progress_bar_config(disable=True)
@@ -116,23 +123,34 @@ def check_output_dir(output_dir: Path, num_images: int, settings: dict[str, Any]
     names = {path.name for path in output_dir.glob("*") if not path.name.startswith("unfinished-")}
     if names and not record.is_file():
         raise ValueError(f"`output_dir` holds other files and no settings.json: {output_dir}")
-    if record.is_file():
-        former = json.loads(record.read_text())
-        for name in sorted(former.keys() | settings.keys()):
+    names.discard("settings.json")
+    if names:
+        try:
+            former = dict(json.loads(record.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{record} cannot be read: {error}") from error
+        # the model may lie elsewhere by now: its weights tell which it is
+        for name in sorted((former.keys() | settings.keys()) - {"pipeline"}):
             if former.get(name) != settings.get(name):
                 raise ValueError(
-                    f"`{name}` is {settings.get(name)!r}, but {former.get(name)!r} for the images in {output_dir}."
+                    f"`{name}` is {settings.get(name)!r}, but {former.get(name)!r} for the images in {output_dir}: "
+                    "take another folder, or delete it."
                 )
-    surplus = names - {"settings.json", *(image_path(output_dir, k).name for k in range(num_images))}
+    surplus = names - {image_path(output_dir, k).name for k in range(num_images)}
     if surplus:
         raise ValueError(f"`output_dir` holds more than {num_images} images and settings.json: {sorted(surplus)[:3]}")
 
 
 def write(path: Path, rank: int, save):
-    """Lets `save` write a file under another name and renames it, so that one with a proper name is whole."""
-    unfinished = path.with_name(f"unfinished-{rank}-{os.getpid()}{path.suffix}")
-    save(unfinished)
-    unfinished.replace(path)
+    """Lets `save` write to a file of another name and renames it, so that one with a proper name is whole."""
+    unfinished = path.with_name(f"unfinished-{rank}-{os.getpid()}")
+    with unfinished.open("wb") as file:
+        save(file)
+    try:
+        unfinished.replace(path)
+    except FileNotFoundError:  # another run in this folder was the first to end, and has cleaned up
+        if not path.is_file():
+            raise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,13 +170,13 @@ def main(argv: list[str] | None = None) -> int:
     settings = {"num_classes": num_classes, **{name: getattr(args, name) for name in names}}
     settings["weights"] = weights_digest(pipeline.unet)
     config = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
-    settings["scheduler_config"] = json.loads(json.dumps(config))
+    settings |= {f"scheduler_config.{name}": value for name, value in json.loads(json.dumps(config)).items()}
     check_output_dir(args.output_dir, args.num_images, settings)
     state.wait_for_everyone()
     if is_main:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         text = json.dumps(settings, indent=2) + "\n"
-        write(args.output_dir / "settings.json", rank, lambda path: path.write_text(text))
+        write(args.output_dir / "settings.json", rank, lambda file: file.write(text.encode()))
     state.wait_for_everyone()
 
     # 2. the batches are the same ones in every run, so that rounding is as well; each process has its share of them
@@ -180,10 +198,13 @@ def main(argv: list[str] | None = None) -> int:
             eta=args.eta,
             generator=image_generators(args.seed, batch),
             class_labels=None if num_classes is None else [k % num_classes for k in batch],
+            output_type="np",
         ).images
-        for k, image in zip(batch, images, strict=True):
+        if not np.isfinite(images).all():
+            raise ValueError(f"Images {batch[0]} to {batch[-1]} are not finite numbers.")
+        for k, image in zip(batch, pipeline.numpy_to_pil(images), strict=True):
             if k in missing:
-                write(image_path(args.output_dir, k), rank, image.save)
+                write(image_path(args.output_dir, k), rank, lambda file, image=image: image.save(file, "png"))
                 progress.update()
     progress.close()
     seconds = time.perf_counter() - start
@@ -198,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
             arrays = [np.asarray(PIL.Image.open(path)) for path in paths]
             stacked = np.stack(arrays).reshape(len(arrays), *arrays[0].shape[:2], -1)
             args.npz.parent.mkdir(parents=True, exist_ok=True)
-            write(args.npz, rank, lambda path: np.savez(path, stacked))
+            write(args.npz, rank, lambda file: np.savez(file, stacked))
         made = f"this process made {len(missing)} of them in {seconds:.1f} s"
         print(f"{args.num_images} images are in {args.output_dir}; {made}")
     state.wait_for_everyone()
@@ -208,5 +229,5 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (NotImplementedError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

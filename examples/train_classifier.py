@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -49,8 +50,12 @@ class DigitClassifier(nn.Module):
 
     @classmethod
     def from_file(cls, path: Path) -> "DigitClassifier":
+        """Raises ValueError if the file does not hold weights of this network."""
         classifier = cls()
-        classifier.load_state_dict(load_file(path))
+        try:
+            classifier.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{path} holds no weights of the classifier: {error}") from error
         return classifier.eval()
 
 
@@ -59,8 +64,11 @@ def load_digits(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     paths = [(path, label) for label in range(NUM_CLASSES) for path in sorted((folder / str(label)).glob("*.png"))]
     if not paths:
         raise ValueError(f"`data_dir` holds no digits: {folder}/0/*.png and so on")
-    images = np.stack([np.asarray(PIL.Image.open(path).convert("L")) for path, _ in paths])
-    return torch.from_numpy(images)[:, None], torch.tensor([label for _, label in paths])
+    images = [np.asarray(PIL.Image.open(path).convert("L")) for path, _ in paths]
+    for image, (path, _) in zip(images, paths, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(f"{path} is of shape {image.shape}, others of {images[0].shape}.")
+    return torch.from_numpy(np.stack(images))[:, None], torch.tensor([label for _, label in paths])
 
 
 def main(argv: list[str] | None = None) -> float:
@@ -75,6 +83,8 @@ def main(argv: list[str] | None = None) -> float:
     parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak learning rate of Adam")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and shifts")
     args = parser.parse_args(argv)
+    if args.output.is_dir():
+        parser.error(f"--output is a folder: {args.output}")
     if args.num_epochs < 1 or not args.learning_rate > 0:
         parser.error("--num_epochs and --learning_rate must be positive")
     train_images, train_labels = load_digits(args.data_dir / "train")
@@ -92,6 +102,8 @@ def main(argv: list[str] | None = None) -> float:
             down, right = torch.randint(-2, 3, (2,)).tolist()
             images = train_images[batch].roll((down, right), (2, 3))  # the borders of the digits are black
             loss = F.cross_entropy(classifier(images), train_labels[batch])
+            if not loss.isfinite():
+                raise ValueError(f"The loss is {loss.item()} with `learning_rate` {args.learning_rate}.")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -108,5 +120,5 @@ def main(argv: list[str] | None = None) -> float:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error

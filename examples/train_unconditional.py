@@ -110,6 +110,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--snr_gamma", type=float, help="min-SNR weights, 5 in the paper (default: no weights)")
     group.add_argument("--noise_offset", type=float, default=0.0, help="std of the noise that an image has as a whole")
     group.add_argument("--timestep_spacing", default="leading", choices=TIMESTEP_SPACINGS, help="sampling grid")
+    group.add_argument(
+        "--clip_sample",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="sampling clips the predicted image; the paper's does not",
+    )
 
     group = parser.add_argument_group("optimisation")
     group.add_argument("--train_batch_size", type=int, default=16, help="images per process and forward pass")
@@ -669,6 +675,7 @@ def main(argv: list[str] | None = None) -> float:
         beta_schedule=args.ddpm_beta_schedule,
         prediction_type=args.prediction_type,
         timestep_spacing=args.timestep_spacing,
+        clip_sample=args.clip_sample,
         rescale_betas_zero_snr=args.rescale_betas_zero_snr,
     )
     with accelerator.local_main_process_first():  # which fills the cache of `datasets`

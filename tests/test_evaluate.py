@@ -160,6 +160,51 @@ def test_load_images_refuses(tmp_path):
         evaluate.load_images(mixed)
 
 
+def test_load_images_leaves_out_hidden_and_unfinished_files(tmp_path):
+    folder = save_images(tmp_path / ".hidden" / "images", np.zeros((2, 8, 8), np.uint8))
+    save_images(folder / ".ipynb_checkpoints", np.zeros((1, 8, 8), np.uint8))
+    (folder / "._000.png").write_bytes(b"")
+    (folder / "unfinished-0-1").write_bytes(b"")
+    assert len(evaluate.load_images(folder)) == 2
+
+
+@pytest.mark.parametrize("length", [0, 20, 60])
+def test_load_images_names_a_damaged_one(tmp_path, length):
+    folder = save_images(tmp_path / "images", np.random.default_rng(0).integers(256, size=(2, 8, 8), dtype=np.uint8))
+    file = folder / "001.png"
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"001\.png cannot be read"):
+        evaluate.load_images(folder)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 8, 8, 1)), r"it is float64 \(3, 8, 8, 1\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"it is uint8 \(3, 8, 8\)"),
+        (np.zeros((3, 1, 8, 8), np.uint8), r"it is uint8 \(3, 1, 8, 8\)"),
+        (np.zeros((0, 8, 8, 1), np.uint8), r"it is uint8 \(0, 8, 8, 1\)"),
+        (np.array([None]), "no file with an array `arr_0`"),
+        (np.zeros((3, 8, 8, 3), np.uint8), "has 3 channels, but the other images 1"),
+    ],
+)
+def test_load_images_refuses_other_arrays(tmp_path, array, message):
+    np.savez(tmp_path / "images.npz", array)
+    with pytest.raises(ValueError, match=message):
+        evaluate.load_images(tmp_path / "images.npz", like=torch.zeros(1, 1, 8, 8))
+
+
+def test_load_images_refuses_what_is_no_npz_file(tmp_path):
+    file = tmp_path / "images.npz"
+    np.savez(file, images=np.zeros((3, 8, 8, 1), np.uint8))
+    contents = [file.read_bytes(), file.read_bytes()[:-30], b"", b"text"]
+    np.save(tmp_path / "array.npy", np.zeros((3, 8, 8, 1), np.uint8))
+    for content in [*contents, (tmp_path / "array.npy").read_bytes()]:
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"images\.npz is no file with an array `arr_0`"):
+            evaluate.load_images(file)
+
+
 # ------------------------------------------------------------------------------------------------------------ features
 
 
@@ -184,6 +229,11 @@ def test_features_refuse(classifier_file, tmp_path):
         evaluate.load_network("digits")
     with pytest.raises(ValueError, match="'pixels'"):
         evaluate.load_network("pixels")
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("text")
+    for weights in ("other.safetensors", "text.safetensors", "."):
+        with pytest.raises(ValueError, match="holds no weights of the classifier"):
+            evaluate.load_network("digits", tmp_path / weights)
     if find_spec("torch_fidelity") is None:
         with pytest.raises(ValueError, match="pip install torch-fidelity"):
             evaluate.load_network("inception", tmp_path / "inception.pth")
@@ -210,12 +260,13 @@ def test_evaluate_prints_the_floor_beside_the_figures(real_folder, classifier_fi
     rng = np.random.default_rng(1)
     dark = save_images(tmp_path / "dark", rng.integers(100, size=(60, 20, 20), dtype=np.uint8))
     options = ["--features", "digits", "--weights", str(classifier_file), "--device", "cpu"]
-    file = tmp_path / "scores.json"
+    file = tmp_path / "new" / "scores.json"
     rows = evaluate.main([str(dark), "--reference", str(real_folder), *options, "--json", str(file)])
     printed = capsys.readouterr().out
     assert "100 real images, 32 features: digits" in printed
     assert f"| {dark} | 60 |" in printed
     assert "| floor: other real images | 60 |" in printed
+    assert "too high" not in printed
     assert rows[0].frechet > 3 * rows[1].frechet
     assert json.loads(file.read_text()) == {"images": rows[0]._asdict(), "floor": rows[1]._asdict()}
 
@@ -224,6 +275,12 @@ def test_evaluate_prints_the_floor_beside_the_figures(real_folder, classifier_fi
         [str(real_folder / "a"), "--reference", str(real_folder / "b"), "--held_out", str(real_folder / "a"), *options]
     )
     assert real[0].frechet == pytest.approx(real[1].frechet)
+    capsys.readouterr()
+    evaluate.main([str(real_folder), "--reference", str(real_folder), "--held_out", str(dark), *options])
+    assert "fewer images, so it is too high; see --num_images 60" in capsys.readouterr().out
+    one = save_images(tmp_path / "one", np.zeros((1, 20, 20), np.uint8))
+    with pytest.raises(ValueError, match="holds one image"):
+        evaluate.main([str(dark), "--reference", str(one), *options])
 
 
 @pytest.mark.parametrize(
@@ -265,3 +322,13 @@ def test_train_classifier(tmp_path, capsys):
         train_classifier.main([str(tmp_path), *options])
     with pytest.raises(SystemExit):
         train_classifier.main([str(tmp_path / "digits"), "--num_epochs", "0"])
+    with pytest.raises(SystemExit):
+        train_classifier.main([str(tmp_path / "digits"), "--output", str(tmp_path)])
+    weights = file.read_bytes()
+    with pytest.raises(ValueError, match="`learning_rate` inf"):
+        train_classifier.main([str(tmp_path / "digits"), *options, "--learning_rate", "inf"])
+    assert file.read_bytes() == weights
+    save_images(tmp_path / "digits" / "train" / "0" / "other", np.zeros((1, 9, 9), np.uint8))
+    (tmp_path / "digits" / "train" / "0" / "other" / "000.png").rename(tmp_path / "digits" / "train" / "0" / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is of shape \(9, 9\), others of \(28, 28\)"):
+        train_classifier.main([str(tmp_path / "digits"), *options])

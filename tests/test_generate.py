@@ -1,7 +1,9 @@
 """Images by seed: the same files for any number of processes and after any stop; bad input is refused before that."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import torch
 from accelerate.state import PartialState
 from diffusers import DDPMScheduler, UNet2DModel
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -59,6 +61,15 @@ def test_images_are_those_of_the_pipeline(model, whole):
     difference = np.abs(pixels(whole) - np.stack([np.asarray(image) for image in images]).astype(int))
     assert difference.max() <= 1  # another batch size: a sum may be rounded the other way
     assert (difference > 0).mean() < 1e-3
+
+
+def test_images_without_clipping(model, whole, tmp_path):
+    generate.main([str(model), *OPTIONS, "--no-clip_sample", "--output_dir", str(tmp_path / "images")])
+    pipeline = EtaDDIMPipeline.from_pretrained(model)
+    pipeline.scheduler.register_to_config(clip_sample=False)
+    images = pipeline(4, num_inference_steps=3, eta=0.5, generator=image_generators(7, range(4))).images
+    assert (pixels(tmp_path / "images")[:4] == np.stack([np.asarray(image) for image in images])).all()
+    assert (pixels(tmp_path / "images") != pixels(whole)).any()
 
 
 def test_two_processes_write_the_same_files(model, whole, tmp_path):
@@ -112,7 +123,8 @@ def test_npz_holds_the_images(model, whole, tmp_path):
         (["--eta", "0.4"], "eta"),
         (["--seed", "8"], "seed"),
         (["--num_inference_steps", "4"], "num_inference_steps"),
-        (["--timestep_spacing", "trailing"], "scheduler_config"),
+        (["--timestep_spacing", "trailing"], "scheduler_config.timestep_spacing"),
+        (["--no-clip_sample"], "scheduler_config.clip_sample"),
         (["--eta", "1", "--sigma_hat"], "eta"),
         (["--scheduler", "DDIMScheduler"], "scheduler"),
         (["--dtype", "bfloat16"], "dtype"),
@@ -137,6 +149,66 @@ def test_refuses_a_model_that_was_trained_further(model, tmp_path):
         generate.main(arguments)
 
 
+def test_model_may_move(model, tmp_path):
+    arguments = [*OPTIONS, "--output_dir", str(tmp_path / "images")]
+    generate.main([str(model), *arguments])
+    shutil.copytree(model, tmp_path / "moved")
+    assert generate.main([str(tmp_path / "moved"), *arguments]) == 0
+
+
+def test_refuses_images_that_are_not_finite(model, tmp_path):
+    """And the folder, which has no image yet, takes other settings afterwards."""
+    pipeline = EtaDDIMPipeline.from_pretrained(model)
+    next(pipeline.unet.parameters()).data[0] = math.nan
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = [*OPTIONS, "--output_dir", str(tmp_path / "images")]
+    with pytest.raises(ValueError, match="Images 0 to 3 are not finite"):
+        generate.main([str(tmp_path / "model"), *arguments])
+    assert generate.main([str(model), *arguments]) == 11
+
+
+def test_refuses_a_learned_variance_with_the_built_in(tmp_path):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(variance_type="learned_range"))
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = [str(tmp_path / "model"), *OPTIONS, "--output_dir", str(tmp_path / "images")]
+    with pytest.raises(ValueError, match="`scheduler` DDIMScheduler knows no learned variance"):
+        generate.main([*arguments, "--scheduler", "DDIMScheduler"])
+    assert not (tmp_path / "images").exists()
+    assert generate.main(arguments) == 11
+
+
+def test_another_run_may_end_first(tmp_path):
+    """It cleans up, and with that takes the unfinished file of an image that it has made itself."""
+    path = tmp_path / "000000.png"
+
+    def save(file):
+        path.write_bytes(b"of the other run")
+        (unfinished,) = tmp_path.glob("unfinished-*")
+        unfinished.unlink()
+
+    generate.write(path, 0, save)
+    assert [file.name for file in tmp_path.iterdir()] == ["000000.png"]
+
+
+def test_refuses_damaged_settings(model, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "images")
+    for text in ("{", "3"):
+        (tmp_path / "images" / "settings.json").write_text(text)
+        with pytest.raises(ValueError, match=r"settings\.json cannot be read"):
+            generate.main([str(model), *OPTIONS, "--output_dir", str(tmp_path / "images")])
+
+
 def test_refuses_a_folder_of_something_else(model, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="output_dir"):
@@ -155,6 +227,7 @@ def test_refuses_a_folder_of_something_else(model, tmp_path):
         "--sigma_hat",
         "--npz images.npy",
         "--npz images/all.npz",
+        "--npz images/deeper/all.npz",
     ],
 )
 def test_refuses_bad_arguments(arguments, tmp_path, monkeypatch, capsys):

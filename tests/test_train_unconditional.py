@@ -57,6 +57,7 @@ def test_epoch_saves_a_pipeline_that_a_new_process_loads(image_folder, tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
     command += [str(EXAMPLES / "train_unconditional.py"), *TINY, "--train_data_dir", str(image_folder)]
     command += ["--output_dir", str(output_dir), "--num_epochs", "1", "--prediction_type", "v_prediction"]
+    command += ["--no-clip_sample"]
     subprocess.run(command, check=True, cwd=tmp_path)
     assert (output_dir / "samples" / "step-000004.png").read_bytes() == (output_dir / "sample.png").read_bytes()
     assert (output_dir / "checkpoint-4").is_dir()
@@ -65,12 +66,13 @@ def test_epoch_saves_a_pipeline_that_a_new_process_loads(image_folder, tmp_path)
     script = (
         "import sys, numpy, ddim_scheduler, diffusers\n"
         "pipe = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1])\n"
-        "print(type(pipe).__name__, type(pipe.scheduler).__name__, pipe.scheduler.config.prediction_type)\n"
+        "config = pipe.scheduler.config\n"
+        "print(type(pipe).__name__, type(pipe.scheduler).__name__, config.prediction_type, config.clip_sample)\n"
         "numpy.save(sys.argv[2], pipe(batch_size=2, num_inference_steps=3, seed=5, output_type='np').images)\n"
     )
     command = [sys.executable, "-c", script, str(output_dir), str(tmp_path / "images.npy")]
     printed = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True).stdout
-    assert printed.split() == ["EtaDDIMPipeline", "EtaDDIMScheduler", "v_prediction"]
+    assert printed.split() == ["EtaDDIMPipeline", "EtaDDIMScheduler", "v_prediction", "False"]
     pipeline = EtaDDIMPipeline.from_pretrained(output_dir)
     images = pipeline(batch_size=2, num_inference_steps=3, seed=5, output_type="np").images
     assert np.abs(images - np.load(tmp_path / "images.npy")).max() < 1e-5
