@@ -8,6 +8,7 @@
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
 #   make samples     samples of the model in models/digits, without any training
+#   make models      train the model in models/digits: an hour on two cores, resumable
 #   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
@@ -21,10 +22,16 @@ THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
 # of the demo's training; bf16 is the faster one where the processor or GPU has it, `PRECISION=no` is float32
 PRECISION ?= bf16
 
+# of the demo and of the model in models/digits
+RECIPE = --ddpm_beta_schedule squaredcos_cap_v2 --prediction_type v_prediction --layers_per_block 1 --max_train_steps 3600 \
+	--learning_rate 2e-3 --lr_warmup_steps 100 --adam_beta1 0.9 --adam_weight_decay 0.01 --use_ema --ema_max_decay 0.999 \
+	--timestep_spacing trailing --no-clip_sample --ddpm_num_inference_steps 20
+MODEL ?= outputs/digits-32
+
 # of `make results`: images for each cell, and the rows that have 1000 steps as well
 NUM_IMAGES ?= $(if $(filter cuda,$(DEVICE)),5000,200)
 RESULTS_BATCH_SIZE ?= $(if $(filter cuda,$(DEVICE)),1000,50)
-ROWS_OF_MANY_STEPS ?= $(if $(filter cuda,$(DEVICE)),0 0.2 0.5 1 sigma-hat,0)
+ROWS_OF_MANY_STEPS ?= $(if $(filter cuda,$(DEVICE)),0 0.2 0.5 1 sigma-hat 0-clipped,0)
 CLASSIFIER = outputs/digits-classifier.safetensors
 
 PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
@@ -48,12 +55,9 @@ data/digits: | $(INSTALLED)
 demo: data/digits
 	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --num_cpu_threads_per_process $(THREADS) \
 		--mixed_precision $(PRECISION) --dynamo_backend no examples/train_unconditional.py \
-		--train_data_dir data/digits/train --output_dir $(DEMO) --overwrite_output_dir --resolution 16 \
-		--block_out_channels 32 64 64 --layers_per_block 1 --attention_resolutions \
-		--ddpm_beta_schedule squaredcos_cap_v2 --prediction_type v_prediction \
-		--timestep_spacing trailing --ddpm_num_inference_steps 20 \
-		--train_batch_size 64 --max_train_steps 3600 --learning_rate 2e-3 --lr_warmup_steps 100 \
-		--adam_beta1 0.9 --adam_weight_decay 0.01 --use_ema --ema_max_decay 0.999 --checkpointing_steps 1800 --save_images_steps 600
+		--train_data_dir data/digits/train --output_dir $(DEMO) --overwrite_output_dir $(RECIPE) --resolution 16 \
+		--block_out_channels 32 64 64 --attention_resolutions --train_batch_size 64 \
+		--checkpointing_steps 1800 --save_images_steps 600
 	$(VENV)/bin/python examples/sample_grid.py $(DEMO) --num_images 64 --num_inference_steps 20 --compare_ddpm \
 		--output $(DEMO)/grid.png
 
@@ -93,10 +97,16 @@ results: data/digits $(CLASSIFIER)
 		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
 		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
 
-# the demo's model in half precision, without the copies of this package's code; models/digits/README.md is its card
-models: $(INSTALLED)
+# Two processes, which go on where they were if they are stopped; then half precision, without the copies of this package's
+# code. models/digits/README.md is the model's card.
+models: data/digits
+	OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml \
+		--mixed_precision $(PRECISION) examples/train_unconditional.py \
+		--train_data_dir data/digits/train --output_dir $(MODEL) --resume_from_checkpoint latest $(RECIPE) --resolution 32 \
+		--block_out_channels 32 64 128 --attention_resolutions 8 --train_batch_size 32 \
+		--checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
-		Pipeline.from_pretrained('$(DEMO)', torch_dtype=torch.float16).save_pretrained('models/digits')"
+		Pipeline.from_pretrained('$(MODEL)', torch_dtype=torch.float16).save_pretrained('models/digits')"
 	rm models/digits/pipeline.py models/digits/scheduler/ddim_scheduler.py
 
 clean:

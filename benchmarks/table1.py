@@ -22,14 +22,22 @@ from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMPipeline
 
-from report import update
+from report import markers, update
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import generate
 from evaluate import FEATURES, Scores, extract_features, load_images, load_network, scores, shuffled
 
-ROWS = ("0", "0.2", "0.5", "1", "sigma-hat")
+# arguments of generate.py. The official code clips x_0 for sigma-hat alone; the last row is not the paper's.
+ROWS = {
+    "0": ["--eta", "0", "--no-clip_sample"],
+    "0.2": ["--eta", "0.2", "--no-clip_sample"],
+    "0.5": ["--eta", "0.5", "--no-clip_sample"],
+    "1": ["--eta", "1", "--no-clip_sample"],
+    "sigma-hat": ["--eta", "1", "--sigma_hat", "--clip_sample"],
+    "0-clipped": ["--eta", "0", "--clip_sample"],
+}
 MANY_STEPS = 1000
 # where the built-in steps to wrong noise levels for these numbers of steps, and `leading`, where it does not
 COMPARED = (("linspace", (10, 15, 20, 30)), ("trailing", (15, 30)), ("leading", (10, 20)))
@@ -41,7 +49,7 @@ class Cell(NamedTuple):
 
     scheduler: str
     spacing: str | None
-    row: str  # eta, or sigma-hat
+    row: str  # key of ROWS
     steps: int
 
     def __str__(self) -> str:
@@ -49,9 +57,8 @@ class Cell(NamedTuple):
         return name.lower()
 
     def arguments(self) -> list[str]:
-        noise = ["--eta", "1", "--sigma_hat"] if self.row == "sigma-hat" else ["--eta", self.row]
         spacing = [] if self.spacing is None else ["--timestep_spacing", self.spacing]
-        return ["--scheduler", self.scheduler, *spacing, "--num_inference_steps", str(self.steps), *noise]
+        return ["--scheduler", self.scheduler, *spacing, "--num_inference_steps", str(self.steps), *ROWS[self.row]]
 
 
 def table1_cells(steps: list[int], rows_of_many_steps: list[str]) -> list[Cell]:
@@ -89,6 +96,10 @@ def measure_times(args: argparse.Namespace) -> dict[int, float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Generates and evaluates every cell. The result can be written as JSON."""
     network = load_network(args.features, args.weights, args.device)
+    if args.num_images <= network.num_features:
+        raise ValueError(
+            f"`num_images` must be more than {network.num_features}, the features, but is {args.num_images}."
+        )
     results: dict[str, Any] = {
         "pipeline": args.pipeline,
         "num_images": args.num_images,
@@ -115,7 +126,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         results["cells"][str(cell)] = scores(extract_features(images, network), reference_features)._asdict()
     results["milliseconds"] = measure_times(args)
     results["device"] = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
     )
     results["versions"] = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
     return results
@@ -139,7 +150,8 @@ def claims(results: dict[str, Any]) -> dict[str, bool]:
         return value
 
     milliseconds = {int(steps): value for steps, value in results["milliseconds"].items()}
-    found = {}
+    distances = [distance("0", steps) for steps in sorted([*results["steps"], MANY_STEPS])]
+    found = {"η = 0: the distance falls with the number of steps": distances == sorted(distances, reverse=True)}
     for steps in (20, 50):
         text = f"η = 0: {steps} steps within 10 % and the floor of {MANY_STEPS} steps"
         found[text] = distance("0", steps) <= 1.1 * distance("0", MANY_STEPS) + floor
@@ -160,12 +172,14 @@ def report(results: dict[str, Any]) -> str:
     """The tables and the claims as text."""
     counts = [*results["steps"], MANY_STEPS]
     floor = Scores(**results["floor"])
+    remark = "" if floor.num_images == results["num_images"] else "; too high, being of fewer images"
     lines = [
         f"`{results['pipeline']}`, {results['num_images']} images for each cell with seed {results['seed']}, against "
-        f"{results['reference']} real ones; features: {results['features']}; {results['versions']}. Floor, real images "
-        f"that are not in the reference, as many: {floor.frechet:.3f}, coverage {floor.coverage:.2f}.",
+        f"{results['reference']} real ones; features: {results['features']}; {results['versions']}. Floor, "
+        f"{floor.num_images} real images that are not in the reference: {floor.frechet:.3f}, coverage "
+        f"{floor.coverage:.2f}{remark}.",
         "",
-        "Fréchet distance (coverage):",
+        "Fréchet distance (coverage). x_0 is clipped for sigma-hat, as by the official code, and where a row says so:",
         "",
         "| η | " + " | ".join(f"S = {n}" for n in counts) + " |",
         "|---|" + "---|" * len(counts),
@@ -212,7 +226,6 @@ def plot(results: dict[str, Any], path: Path):
         axes.set(xlabel=unit, xscale="log", yscale="log")
     panels[0].set_ylabel("Fréchet distance")
     panels[1].legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
 
 
@@ -242,6 +255,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     if not {10, 20, 50} <= set(args.steps) or "0" not in args.rows_of_many_steps:
         parser.error("--steps must hold 10, 20 and 50, and --rows_of_many_steps 0: the claims are about them")
+    if not all(1 < steps < MANY_STEPS for steps in args.steps):
+        parser.error(f"--steps must be between 1 and {MANY_STEPS}, but are {args.steps}")
+    for name in ("reference", "held_out", "weights"):
+        path = getattr(args, name)
+        if path is not None and not path.exists():
+            parser.error(f"--{name} is not there: {path}")
+    for path in args.update:
+        markers(path, f"table1-{args.device}")
+    for path in (args.json, args.plot):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # for generate.py
@@ -258,4 +282,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error

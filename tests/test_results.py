@@ -144,7 +144,7 @@ def test_table1_of_a_small_model(image_folder, tmp_path, monkeypatch):
     ]
     arguments += ["--work_dir", str(tmp_path / "work"), "--json", str(tmp_path / "table1.json")]
     results = table1.main([*arguments, "--plot", str(tmp_path / "plot.png")])
-    assert len(results["cells"]) == 5 * 3 + 1 + 2 + 1
+    assert len(results["cells"]) == 6 * 3 + 1 + 2 + 1
     assert json.loads((tmp_path / "table1.json").read_text()) == results
     assert document.read_text() == f"<!-- table1-cpu -->\n{table1.report(results)}<!-- /table1-cpu -->\n"
     cell = results["cells"]["etaddim-own-sigma-hat-10"]
@@ -157,12 +157,37 @@ def test_table1_of_a_small_model(image_folder, tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")} == images
 
 
-def test_table1_refuses(capsys):
-    arguments = ["nowhere", "--reference", ".", "--held_out", "."]
-    for wrong in (["--steps", "10", "20"], ["--rows_of_many_steps", "1"]):
+def test_table1_refuses(tmp_path, capsys):
+    arguments = ["nowhere", "--reference", ".", "--held_out", ".", "--work_dir", str(tmp_path / "work")]
+    arguments += ["--device", "cpu"]
+    for wrong in (
+        ["--steps", "10", "20"],
+        ["--steps", "1", "10", "20", "50"],
+        ["--steps", "10", "20", "50", "1000"],
+        ["--rows_of_many_steps", "1"],
+        ["--reference", "nowhere"],
+        ["--weights", "nowhere"],
+    ):
         with pytest.raises(SystemExit):
             table1.main([*arguments, *wrong])
         assert wrong[0] in capsys.readouterr().err
+
+    (tmp_path / "RESULTS.md").write_text("no markers")
+    with pytest.raises(ValueError, match="markers <!-- table1-cpu -->"):
+        table1.main([*arguments, "--update", str(tmp_path / "RESULTS.md")])
+    save_file(DigitClassifier().state_dict(), tmp_path / "classifier.safetensors")
+    arguments += ["--features", "digits", "--weights", str(tmp_path / "classifier.safetensors")]
+    with pytest.raises(ValueError, match="`num_images` must be more than 32, the features, but is 32"):
+        table1.main([*arguments, "--num_images", "32"])
+    assert not (tmp_path / "work").exists()
+
+
+def test_table1_says_of_how_many_images_the_floor_is():
+    results = json.loads((ROOT / "docs" / "table1-cpu.json").read_text())
+    assert "too high" not in table1.report(results)
+    results["floor"]["num_images"] = 50
+    assert "Floor, 50 real images that" in table1.report(results)
+    assert "too high, being of fewer images" in table1.report(results)
 
 
 def test_model_of_the_repository_draws_digits():
