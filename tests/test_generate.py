@@ -46,6 +46,19 @@ def whole(model, tmp_path_factory):
     return folder
 
 
+def small_unet(**arguments):
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        **arguments,
+    )
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -168,17 +181,7 @@ def test_refuses_images_that_are_not_finite(model, tmp_path):
 
 
 def test_refuses_a_learned_variance_with_the_built_in(tmp_path):
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
+    unet = small_unet(in_channels=1, out_channels=2)
     pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(variance_type="learned_range"))
     pipeline.save_pretrained(tmp_path / "model")
     arguments = [str(tmp_path / "model"), *OPTIONS, "--output_dir", str(tmp_path / "images")]
@@ -246,18 +249,7 @@ def test_refuses_more_steps_than_there_are_before_anything_is_written(model, tmp
 
 def test_class_conditional_pipeline_of_ddpm(tmp_path):
     """The classes take turns, and the scheduler of a DDPM is converted."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=3,
-        out_channels=3,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        num_class_embeds=3,
-    )
+    unet = small_unet(in_channels=3, out_channels=3, num_class_embeds=3)
     pipeline = EtaDDIMPipeline(unet=unet, scheduler=DDPMScheduler())
     pipeline.save_pretrained(tmp_path / "model")
     folder = tmp_path / "images"
