@@ -261,9 +261,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         path = getattr(args, name)
         if path is not None and not path.exists():
             parser.error(f"--{name} is not there: {path}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device is {args.device}, but there is no GPU")
     for path in args.update:
         markers(path, f"table1-{args.device}")
     for path in (args.json, args.plot):
+        if path is not None and path.is_dir():
+            parser.error(f"--json and --plot must be files, but this is a folder: {path}")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -14,7 +14,6 @@ import argparse
 import importlib
 import json
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +80,7 @@ def load_images(source: Path, num_images: int | None = None, like: torch.Tensor 
                     raise ValueError(f"{path} is no 8-bit image, but of mode {file.mode}.")
                 gray = file.mode in ("1", "L", "LA") if like is None else like.shape[1] == 1
                 pixels = np.array(file.convert("L" if gray else "RGB"))
-        except (OSError, SyntaxError) as error:  # Pillow's, for some damaged PNG files
+        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow's, for damaged files
             raise ValueError(f"{path} cannot be read: {error}") from error
         image = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
         images.append(image if like is None else _fit(image, like))
@@ -94,9 +93,9 @@ def _load_npz(source: Path) -> torch.Tensor:
     try:
         with np.load(source) as file:
             array = file["arr_0"]
-    except (EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy lets many kinds through for a damaged file
         raise ValueError(f"{source} is no file with an array `arr_0`: {error}") from error
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not len(array):
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
         raise ValueError(f"{source} must hold an array uint8 (N, H, W, 1 or 3), but it is {array.dtype} {array.shape}.")
     return torch.from_numpy(array).permute(0, 3, 1, 2)
 
@@ -279,6 +278,8 @@ def main(argv: list[str] | None = None) -> list[Scores]:
         path = getattr(args, name)
         if path is not None and not path.exists():
             parser.error(f"{name} is not there: {path}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device is {args.device}, but there is no GPU")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
 

@@ -123,12 +123,11 @@ def check_output_dir(output_dir: Path, num_images: int, settings: dict[str, Any]
     names = {path.name for path in output_dir.glob("*") if not path.name.startswith("unfinished-")}
     if names and not record.is_file():
         raise ValueError(f"`output_dir` holds other files and no settings.json: {output_dir}")
-    names.discard("settings.json")
-    if names:
+    if record.is_file():
         try:
             former = dict(json.loads(record.read_text()))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{record} cannot be read: {error}") from error
+            raise ValueError(f"{record} cannot be read, take another folder or delete it: {error}") from error
         # the model may lie elsewhere by now: its weights tell which it is
         for name in sorted((former.keys() | settings.keys()) - {"pipeline"}):
             if former.get(name) != settings.get(name):
@@ -136,7 +135,7 @@ def check_output_dir(output_dir: Path, num_images: int, settings: dict[str, Any]
                     f"`{name}` is {settings.get(name)!r}, but {former.get(name)!r} for the images in {output_dir}: "
                     "take another folder, or delete it."
                 )
-    surplus = names - {image_path(output_dir, k).name for k in range(num_images)}
+    surplus = names - {"settings.json", *(image_path(output_dir, k).name for k in range(num_images))}
     if surplus:
         raise ValueError(f"`output_dir` holds more than {num_images} images and settings.json: {sorted(surplus)[:3]}")
 
@@ -175,9 +174,13 @@ def main(argv: list[str] | None = None) -> int:
     state.wait_for_everyone()
     if is_main:
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(settings, indent=2) + "\n"
-        write(args.output_dir / "settings.json", rank, lambda file: file.write(text.encode()))
+        try:
+            with (args.output_dir / "settings.json").open("x") as file:
+                file.write(json.dumps(settings, indent=2) + "\n")
+        except FileExistsError:
+            pass
     state.wait_for_everyone()
+    check_output_dir(args.output_dir, args.num_images, settings)  # another run may have been the first
 
     # 2. the batches are the same ones in every run, so that rounding is as well; each process has its share of them
     batches = [

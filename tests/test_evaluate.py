@@ -183,7 +183,7 @@ def test_load_images_names_a_damaged_one(tmp_path, length):
         (np.zeros((3, 8, 8, 1)), r"it is float64 \(3, 8, 8, 1\)"),
         (np.zeros((3, 8, 8), np.uint8), r"it is uint8 \(3, 8, 8\)"),
         (np.zeros((3, 1, 8, 8), np.uint8), r"it is uint8 \(3, 1, 8, 8\)"),
-        (np.zeros((0, 8, 8, 1), np.uint8), r"it is uint8 \(0, 8, 8, 1\)"),
+        (np.zeros((3, 0, 8, 1), np.uint8), r"it is uint8 \(3, 0, 8, 1\)"),
         (np.array([None]), "no file with an array `arr_0`"),
         (np.zeros((3, 8, 8, 3), np.uint8), "has 3 channels, but the other images 1"),
     ],

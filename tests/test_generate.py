@@ -170,14 +170,33 @@ def test_model_may_move(model, tmp_path):
 
 
 def test_refuses_images_that_are_not_finite(model, tmp_path):
-    """And the folder, which has no image yet, takes other settings afterwards."""
     pipeline = EtaDDIMPipeline.from_pretrained(model)
     next(pipeline.unet.parameters()).data[0] = math.nan
     pipeline.save_pretrained(tmp_path / "model")
     arguments = [*OPTIONS, "--output_dir", str(tmp_path / "images")]
     with pytest.raises(ValueError, match="Images 0 to 3 are not finite"):
         generate.main([str(tmp_path / "model"), *arguments])
-    assert generate.main([str(model), *arguments]) == 11
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["settings.json"]
+
+
+def test_second_run_of_other_settings_is_refused_before_there_is_an_image(model, tmp_path, monkeypatch):
+    """Also if both found the folder empty."""
+    arguments = [str(model), *OPTIONS, "--output_dir", str(tmp_path / "images")]
+    monkeypatch.setattr(generate, "image_generators", lambda *_: pytest.fail("a run made images"))
+    check, others = generate.check_output_dir, []
+
+    def check_after_another_run(output_dir, num_images, settings):
+        check(output_dir, num_images, settings)
+        if not others:
+            others.append({**settings, "eta": 0.25})
+            output_dir.mkdir()
+            (output_dir / "settings.json").write_text(json.dumps(others[0]))
+
+    monkeypatch.setattr(generate, "check_output_dir", check_after_another_run)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^`eta` is 0.5, but 0.25 .* delete it"):
+            generate.main(arguments)
+    assert json.loads((tmp_path / "images" / "settings.json").read_text()) == others[0]
 
 
 def test_refuses_a_learned_variance_with_the_built_in(tmp_path):

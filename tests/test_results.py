@@ -167,6 +167,7 @@ def test_table1_refuses(tmp_path, capsys):
         ["--rows_of_many_steps", "1"],
         ["--reference", "nowhere"],
         ["--weights", "nowhere"],
+        ["--json", "."],
     ):
         with pytest.raises(SystemExit):
             table1.main([*arguments, *wrong])
