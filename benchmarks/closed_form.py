@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMScheduler
 
-from report import markers, update
+from report import around, update
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> dict:
     if args.num_images <= SIZE**2 or args.num_seeds < 1:
         parser.error(f"--num_images must be more than {SIZE**2}, and --num_seeds at least 1")
     if args.update is not None:
-        markers(args.update, "closed-form")  # before the work
+        around(args.update, "closed-form")  # refuses a wrong document before the work
     warnings.filterwarnings("ignore")
     for name in ("diffusers", "ddim_scheduler"):  # `leading` says that 5 steps start far from pure noise
         logging.getLogger(name).setLevel(logging.ERROR)

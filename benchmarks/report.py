@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: the line of the processor and the versions, and tables between markers of a document."""
 
-import re
 from pathlib import Path
 
 import diffusers
@@ -14,17 +13,19 @@ def versions(device: str) -> str:
     return f"{processor}; torch {torch.__version__}, diffusers {diffusers.__version__}"
 
 
-def markers(path: Path, name: str) -> tuple[str, str]:
-    """`<!-- name -->` and `<!-- /name -->`; raises ValueError if the document does not hold each of them once."""
+def around(path: Path, name: str) -> tuple[str, str]:
+    """
+    The text of a document up to `<!-- name -->` and from `<!-- /name -->` on; raises ValueError if it does not hold
+    each of them once.
+    """
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = path.read_text()
     if text.count(start) != 1 or text.count(end) != 1:
         raise ValueError(f"{path} must hold the markers {start} and {end} once each.")
-    return start, end
+    return text[: text.index(start) + len(start)], text[text.index(end) :]
 
 
 def update(path: Path, name: str, table: str):
     """Replaces what stands between the markers."""
-    start, end = markers(path, name)
-    text = path.read_text()
-    path.write_text(re.sub(f"(?<={start}\n).*?(?={end})", lambda _: table, text, flags=re.DOTALL))
+    before, after = around(path, name)
+    path.write_text(f"{before}\n{table}{after}")

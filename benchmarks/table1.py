@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMPipeline
 
-from report import markers, update
+from report import around, update
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -261,15 +261,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         path = getattr(args, name)
         if path is not None and not path.exists():
             parser.error(f"--{name} is not there: {path}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device is {args.device}, but there is no GPU")
     for path in args.update:
-        markers(path, f"table1-{args.device}")
-    for path in (args.json, args.plot):
-        if path is not None and path.is_dir():
+        around(path, f"table1-{args.device}")  # refuses a wrong document before the work
+    for path in filter(None, (args.json, args.plot)):
+        if path.is_dir():
             parser.error(f"--json and --plot must be files, but this is a folder: {path}")
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # for generate.py

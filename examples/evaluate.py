@@ -134,8 +134,10 @@ def load_network(features: str, weights: Path | None = None, device: str | torch
         device: Where the network is put.
 
     Raises:
-        ValueError: If a package or the weights are missing.
+        ValueError: If a package, the weights or the GPU are missing.
     """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` is {device}, but there is no GPU.")
     if features == "inception":
         try:
             path = None if weights is None else str(weights)
@@ -278,8 +280,6 @@ def main(argv: list[str] | None = None) -> list[Scores]:
         path = getattr(args, name)
         if path is not None and not path.exists():
             parser.error(f"{name} is not there: {path}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device is {args.device}, but there is no GPU")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
 

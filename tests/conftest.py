@@ -53,6 +53,25 @@ def unet():
     ).eval()
 
 
+@pytest.fixture(scope="session")
+def small_unet():
+    """Builds a UNet of one level for 8x8 images, given its channels, with random weights."""
+
+    def build(**arguments):
+        torch.manual_seed(0)
+        return UNet2DModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(8,),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            **arguments,
+        )
+
+    return build
+
+
 @pytest.fixture
 def pipeline(unet):
     pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler())

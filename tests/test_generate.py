@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 from accelerate.state import PartialState
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 
@@ -44,19 +43,6 @@ def whole(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("generate") / "whole"
     assert generate.main([str(model), *OPTIONS, "--output_dir", str(folder)]) == 11
     return folder
-
-
-def small_unet(**arguments):
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        **arguments,
-    )
 
 
 def contents(folder):
@@ -199,7 +185,7 @@ def test_second_run_of_other_settings_is_refused_before_there_is_an_image(model,
     assert json.loads((tmp_path / "images" / "settings.json").read_text()) == others[0]
 
 
-def test_refuses_a_learned_variance_with_the_built_in(tmp_path):
+def test_refuses_a_learned_variance_with_the_built_in(small_unet, tmp_path):
     unet = small_unet(in_channels=1, out_channels=2)
     pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(variance_type="learned_range"))
     pipeline.save_pretrained(tmp_path / "model")
@@ -266,7 +252,7 @@ def test_refuses_more_steps_than_there_are_before_anything_is_written(model, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_class_conditional_pipeline_of_ddpm(tmp_path):
+def test_class_conditional_pipeline_of_ddpm(small_unet, tmp_path):
     """The classes take turns, and the scheduler of a DDPM is converted."""
     unet = small_unet(in_channels=3, out_channels=3, num_class_embeds=3)
     pipeline = EtaDDIMPipeline(unet=unet, scheduler=DDPMScheduler())

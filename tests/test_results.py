@@ -9,7 +9,6 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.state import PartialState
-from diffusers import UNet2DModel
 from safetensors.torch import save_file
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
@@ -108,22 +107,12 @@ def test_closed_form_tables(image_folder, tmp_path, monkeypatch, capsys):
 # -------------------------------------------------------------------------------------------------------------- table 1
 
 
-def test_table1_of_a_small_model(image_folder, tmp_path, monkeypatch):
+def test_table1_of_a_small_model(small_unet, image_folder, tmp_path, monkeypatch):
     """Every cell is made and evaluated, a second run makes no image again, and the report holds the figures."""
     PartialState._shared_state.clear()
     monkeypatch.setattr(table1, "MANY_STEPS", 60)
     monkeypatch.setattr(table1, "COMPARED", (("linspace", (7,)),))
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
+    unet = small_unet(in_channels=1, out_channels=1)
     EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler()).save_pretrained(tmp_path / "model")
     save_file(DigitClassifier().state_dict(), tmp_path / "classifier.safetensors")
     document = tmp_path / "RESULTS.md"
