@@ -1,0 +1,68 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of arguments that several files share: each names the argument and its value. They return plain numbers."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]):
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}.")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, but is {value!r}.")
+    return bool(value)
+
+
+def check_integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
+    if (low is not None and value < low) or (high is not None and value > high):
+        interval = f"at least {low}" if high is None else f"in {low}..{high}"
+        raise ValueError(f"`{name}` must be {interval}, but is {value!r}.")
+    return int(value)
+
+
+def check_number(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, open_interval: bool = False
+) -> int | float:
+    """A finite number in `[low, high]`, or in `(low, high)`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"`{name}` must be a number, but is {value!r}.")
+    inside = low < value < high if open_interval else low <= value <= high
+    if not inside or not math.isfinite(value):
+        interval = f"({low}, {high})" if open_interval else f"[{low}, {high}]"
+        raise ValueError(f"`{name}` must be finite and in {interval}, but is {value!r}.")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def check_floating(name: str, tensor: Any):
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else repr(tensor)
+        raise TypeError(f"`{name}` must be a floating point tensor, but is {kind}.")
+
+
+def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor):
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"`{name}` must have the {other_name}'s shape {tuple(other.shape)}, but has {tuple(tensor.shape)}."
+        )
+
+
+def check_generator(generator: Any, batch_size: int):
+    """None, a `torch.Generator`, or a list of one for each sample."""
+    if generator is None:
+        return
+    generators = generator if isinstance(generator, list) else [generator]
+    if not all(isinstance(g, torch.Generator) for g in generators):
+        raise TypeError(f"`generator` must be a torch.Generator or a list of them, but is {generator!r}.")
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(f"`generator` must hold one for each of the {batch_size} samples, but holds {len(generator)}.")
