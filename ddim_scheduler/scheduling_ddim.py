@@ -14,15 +14,11 @@ The schedule is one table, made in float64 when the timesteps are set: a step lo
     direction               sqrt(1 - alpha_s - std^2)   coefficient of eps, eq. (12)
     pred_original_sample    f_theta(x_t)                the predicted x_0, eq. (9)
 
-This file needs diffusers, huggingface_hub, numpy and torch alone, so that it can be shipped inside a model repository.
+This file travels with a model: it and what it imports need diffusers, huggingface_hub, numpy and torch alone.
 """
 
 import inspect
 import math
-import os
-import tempfile
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import diffusers
@@ -33,7 +29,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import CommitInfo, ModelCardData, create_repo, file_exists, model_info, upload_folder
+
+from .sharing import SCHEDULER_ENTRY, SharedScheduler
+from .travelling import travelling_code
 
 logger = logging.get_logger(__name__)
 
@@ -80,7 +78,7 @@ class Transition(NamedTuple):
     pred_original_sample: torch.Tensor  # of the sample's shape
 
 
-class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
+class EtaDDIMScheduler(SharedScheduler, SchedulerMixin, ConfigMixin):
     r"""
     Denoising diffusion implicit models (https://arxiv.org/abs/2010.02502), for any model that was trained as a DDPM.
 
@@ -139,10 +137,9 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
     """
 
     # The library that diffusers writes into a model_index.json: the package, and the name of the file which
-    # `save_pretrained` writes for those who do not have it. A copy of this file on the Hub is called otherwise.
+    # `save_pretrained` writes for those who do not have it. This module is called otherwise in that.
     __module__ = "ddim_scheduler"
-    # read now: diffusers loads all such files by one path, so that another version may be there later
-    _code = Path(__file__).read_bytes()
+    _code = travelling_code(__name__, SCHEDULER_ENTRY)
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
     order = 1
 
@@ -245,125 +242,6 @@ class EtaDDIMScheduler(SchedulerMixin, ConfigMixin):
         replaceable = [key for key in config.get("_use_default_values", []) if key not in MODEL_KEYS]
         config = {**config, "_use_default_values": replaceable}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
-        """
-        Reads a `scheduler_config.json`; `from_pretrained` calls it with its own arguments.
-
-        Raises:
-            ValueError: If the file is a link out of its folder.
-        """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            _check_links(folder, [folder / (kwargs.get("subfolder") or "") / cls.config_name])
-        return super().load_config(pretrained_model_name_or_path, **kwargs)
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        push_to_hub: bool = False,
-        *,
-        repo_id: str | None = None,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        subfolder: str | None = None,
-        license: str | None = None,
-    ) -> CommitInfo | None:
-        """
-        Saves the config, and beside it this file as `ddim_scheduler.py`: the code for those who do not have the package
-        and load a pipeline with this scheduler by `trust_remote_code=True`.
-
-        Args:
-            save_directory (`str` or `os.PathLike`): The folder; it is made if it is not there.
-            push_to_hub (`bool`, defaults to `False`):
-                Whether to upload the folder to the Hub, with a short model card if neither it nor the repository has
-                one. The arguments below are for that.
-            repo_id (`str`, *optional*):
-                The repository; it is made if it is not there. In your namespace with the folder's name if not given.
-            commit_message (`str`, *optional*): `"Upload EtaDDIMScheduler"` if not given.
-            private (`bool`, *optional*): Whether to make the repository private; your account's default if not given.
-            token (`str`, *optional*): The token to use instead of the stored one.
-            create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of committing.
-            subfolder (`str`, *optional*): Where in the repository, `"scheduler"` in that of a pipeline; without a card.
-            license (`str`, *optional*): The licence for the card. None is named if not given.
-
-        Returns:
-            `CommitInfo` or `None`: the commit of a push.
-
-        Raises:
-            FileExistsError: If `save_directory` is a file.
-            ValueError: For a push, before anything is written, if `private` is `True` and the repository is a public
-                one, or if the folder holds a link that leads out of it.
-        """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        if push_to_hub:  # the checks come before the work
-            _check_links(folder, folder.rglob("*"))
-            repo_id = create_repo(repo_id or folder.resolve().name, private=private, token=token, exist_ok=True).repo_id
-            if private and not model_info(repo_id, token=token).private:
-                raise ValueError(f"`private` is True, but the repository {repo_id} is there already, and is public.")
-
-        code = vars(type(self)).get("_code")  # that of a subclass is elsewhere
-        (folder / "ddim_scheduler.py").unlink(missing_ok=True)
-        if code is not None:
-            (folder / "ddim_scheduler.py").write_bytes(code)
-        super().save_pretrained(str(folder))
-        if repo_id is None or not push_to_hub:
-            return None
-
-        card = folder / "README.md"
-        if subfolder is None and not card.exists() and not file_exists(repo_id, "README.md", token=token):
-            card.write_text(self._model_card(repo_id, license), encoding="utf-8")
-        elif license is not None:
-            logger.warning(f"No card is written to {repo_id}: `license` is not used.")
-        return upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            path_in_repo=subfolder,
-            ignore_patterns=[".*", "*/.*"],
-            token=token,
-            commit_message=commit_message or f"Upload {type(self).__name__}",
-            create_pr=create_pr,
-        )
-
-    def push_to_hub(self, repo_id: str, commit_message: str | None = None, **kwargs: Any) -> CommitInfo | None:
-        """
-        Uploads the scheduler, its code and a short model card to the Hub.
-
-        Args:
-            repo_id (`str`): The repository, `"user/name"`; it is made if it is not there.
-            commit_message (`str`, *optional*): `"Upload EtaDDIMScheduler"` if not given.
-            kwargs: The other arguments of `save_pretrained`: `private`, `token`, `subfolder`, `license`...
-
-        Returns:
-            `CommitInfo`: the commit.
-
-        Raises:
-            ValueError: If `repo_id` is no name, or if `private` is `True` and the repository is a public one.
-        """
-        if not isinstance(repo_id, str) or not repo_id:
-            raise ValueError(f"`repo_id` must be the name of a repository, but is {repo_id!r}.")
-        with tempfile.TemporaryDirectory() as folder:
-            return self.save_pretrained(
-                folder, push_to_hub=True, repo_id=repo_id, commit_message=commit_message, **kwargs
-            )
-
-    def _model_card(self, repo_id: str, license: str | None) -> str:
-        """The text of README.md. It repeats no setting, so that it stays true when others are pushed."""
-        name = type(self).__name__
-        metadata = ModelCardData(library_name="diffusers", license=license, tags=["ddim"])
-        parts = [
-            f"---\n{metadata.to_yaml()}\n---",
-            f"# {repo_id.split('/')[-1]}",
-            "A scheduler for [DDIM](https://arxiv.org/abs/2010.02502), with the settings in `scheduler_config.json`.",
-            "With the package ddim-scheduler:",
-            f"```python\nfrom {type(self).__module__} import {name}",
-            f'scheduler = {name}.from_pretrained("{repo_id}")\n```',
-        ]
-        return "\n\n".join(parts) + "\n"
 
     # ------------------------------------------------------------------------------------------------- the grid
 
@@ -1162,18 +1040,6 @@ def _arguments_of_other_scheduler(config: dict[str, Any], cls: type) -> dict[str
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
-
-
-def _check_links(folder: Path, paths: Iterable[Path]):
-    """Refuses paths that a link leads out of the folder. Files in the Hub's cache are links to its `blobs`."""
-    roots = [folder.resolve()]
-    for parent in folder.resolve().parents:
-        if parent.name == "snapshots":  # the repository's blobs, some of which are links to those of the whole cache
-            roots += [parent.parent / "blobs", parent.parent.parent / "blobs"]
-    for path in paths:
-        target = path.resolve()
-        if not any(target.is_relative_to(root) for root in roots):
-            raise ValueError(f"{path} leads out of its folder by a link, to {target}: put the file itself there.")
 
 
 def _check_choice(name: str, value: Any, choices: tuple):
