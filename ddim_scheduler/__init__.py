@@ -6,7 +6,9 @@ import sys
 
 import diffusers
 
-from .pipelines.pipeline_ddim import EtaDDIMInversionOutput, EtaDDIMPipeline, image_generators, slerp
+from .pipelines.images import image_generators
+from .pipelines.inversion import EtaDDIMInversionOutput, slerp
+from .pipelines.pipeline_ddim import EtaDDIMPipeline
 from .scheduling_ddim import EtaDDIMInverseScheduler, EtaDDIMScheduler
 
 __all__ = [

@@ -10,7 +10,6 @@ names of the other files, and these are named by their content: two versions of 
 import hashlib
 import re
 import sys
-from collections.abc import Iterable
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pathlib import Path
 # as well, so that no text of a travelling file may have a line that begins like an import.
 IMPORT = re.compile(r"^from (\.+[\w.]+) import ", flags=re.MULTILINE)
 NAME = re.compile(r"^(?:ddim_)?(\w+?)(?:_[0-9a-f]{8})?$")
-PATTERN = f"ddim_*_{'[0-9a-f]' * 8}.py"  # of file names, for glob and fnmatch
+NAMES = f"ddim_*_{'[0-9a-f]' * 8}.py"  # as a pattern for glob and fnmatch
 
 ENTRY = '''# Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
@@ -72,15 +71,3 @@ def travelling_code(module: str, entry: str) -> dict[str, bytes]:
     *others, last = names.values()
     lines = [*(f"from .{name} import __name__ as _\n" for name in others), f"from .{last} import *\n"]
     return {**files, entry: (ENTRY + "".join(lines)).encode()}
-
-
-def write_code(folder: Path, code: dict[str, bytes] | None):
-    """Puts the files of `travelling_code` into a folder."""
-    for name, content in (code or {}).items():
-        (folder / name).write_bytes(content)
-
-
-def remove_code(folder: Path, entries: Iterable[str]):
-    """Removes from a folder what an earlier save put there, with entries of these names."""
-    for path in (*folder.glob(PATTERN), *(folder / entry for entry in entries)):
-        path.unlink(missing_ok=True)

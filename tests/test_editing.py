@@ -437,8 +437,8 @@ def test_bad_argument_of_interpolate(unet, model_calls, arguments, name):
 
 
 def test_scheduler_of_diffusers_lacks_what_ours_has(unet):
-    pipe = EtaDDIMPipeline(unet=unet, scheduler=DDIMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
+    pipe = pipeline_of(unet)
+    pipe.scheduler = DDIMScheduler(clip_sample=False)
     with pytest.raises(ValueError, match="`method` is 'o_belm', but DDIMScheduler has no `midpoint_step`"):
         pipe(method="o_belm")
     settings = {"num_inference_steps": 2, "seed": 0, "output_type": "pt"}

@@ -160,7 +160,7 @@ def test_refuses_images_that_are_not_finite(model, tmp_path):
     next(pipeline.unet.parameters()).data[0] = math.nan
     pipeline.save_pretrained(tmp_path / "model")
     arguments = [*OPTIONS, "--output_dir", str(tmp_path / "images")]
-    with pytest.raises(ValueError, match="Images 0 to 3 are not finite"):
+    with pytest.raises(ValueError, match="4 of 4 images are not finite"):
         generate.main([str(tmp_path / "model"), *arguments])
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["settings.json"]
 

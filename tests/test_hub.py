@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+
 import fresh
 import hub_server
 
@@ -14,6 +16,8 @@ pytestmark = pytest.mark.xdist_group("hub")  # one worker, so that the processes
 
 TOLERANCE = 1e-5  # not bit for bit: memory alignment changes torch's kernels
 README = Path(__file__).parents[1] / "README.md"
+OLD = Path(__file__).parent / "fixtures" / "saved_by_0_1_0" / "model"
+CODE = {*EtaDDIMPipeline._code, *(f"scheduler/{name}" for name in EtaDDIMScheduler._code)}
 UNUSUAL = {  # changes of the UNet, which a snippet must take into account
     "classes": {"num_class_embeds": 10},
     "timestep-classes": {"class_embed_type": "timestep"},
@@ -64,8 +68,12 @@ def pushed(hub, folders, unet):
     for name, content in {"me/latent": index, "me/string": "me/digits"}.items():
         hub.repos[name] = hub_server.Repo(private=False)
         hub.repos[name].commit({"model_index.json": json.dumps(content).encode(), "unet/config.json": b"{}"})
+    for name in ("me/old", "me/old-with-another"):
+        hub.repos[name] = hub_server.Repo(private=False)
+        files = {str(path.relative_to(OLD)): path.read_bytes() for path in OLD.rglob("*") if path.is_file()}
+        hub.repos[name].commit({**files, "scheduler/my_own.py": b"", "ddim_steps_01234567.py": b""})
     script = """
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from huggingface_hub import upload_file
 files = Path(arguments["files"])
 unet = UNet2DModel.from_pretrained(files / "unet").eval()
@@ -97,6 +105,13 @@ for name, changes in arguments["unusual"].items():
 # another model into the same repository: other weights in another format
 pipe.push_to_hub("me/replaced", max_shard_size="40KB")
 unusual.push_to_hub("me/replaced")
+
+# over what 0.1.0 pushed; and a name with dots
+pipe.push_to_hub("me/old")
+class Other(DDIMScheduler):
+    pass
+EtaDDIMPipeline(unet, Other()).push_to_hub("me/old-with-another")
+pipe.push_to_hub("me/digits-v1.5.1")
 
 # a card of ours that a person changed on the Hub, while the folder has it as it was
 pipe.save_pretrained(files / "changed", push_to_hub=True)
@@ -138,6 +153,8 @@ found["no package"] = refusal(__import__, "ddim_scheduler")
 found["no trust"] = refusal(DiffusionPipeline.from_pretrained, "me/digits", custom_pipeline="pipeline")
 pipe = DiffusionPipeline.from_pretrained("me/digits", revision=first, **trusting)
 found["loaded"] = [type(pipe).__name__, type(pipe.scheduler).__name__, sample(pipe)]
+dotted = DiffusionPipeline.from_pretrained("me/digits-v1.5.1", **trusting)
+found["dotted"] = [type(dotted).__name__, type(dotted.scheduler).__name__, sample(dotted)]
 pipe.save_pretrained(Path(arguments["files"]) / "again", push_to_hub=True, repo_id="me/again")
 pipe.push_to_hub("me/again-by-method", license="mit")
 pipe.scheduler.push_to_hub("me/again-scheduler")
@@ -174,19 +191,20 @@ found["images"] = sample(pipe)
 
 
 def test_push_uploads_weights_code_and_card(hub, pushed):
-    assert set(files_of(hub, "me/digits", pushed["first commit"])) == {
-        *("README.md", "model_index.json", "pipeline.py", "sample.png", "scheduler/ddim_scheduler.py"),
+    assert set(files_of(hub, "me/digits", pushed["first commit"])) == CODE | {
+        *("README.md", "model_index.json", "sample.png"),
         *("scheduler/scheduler_config.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
     }
     for name in ("scheduler", "second-scheduler"):
-        assert set(files_of(hub, f"me/{name}")) == {"ddim_scheduler.py", "scheduler_config.json", "README.md"}
+        files = {*EtaDDIMScheduler._code, "scheduler_config.json", "README.md"}
+        assert set(files_of(hub, f"me/{name}")) == files
     assert pushed["schedulers"] == [0.5, 0.5, 0.5]
 
 
 def test_push_of_a_training_output_leaves_checkpoints_and_logs(hub, pushed):
     files = files_of(hub, "me/trained")
-    assert {name for name in files if "/" in name} == {
-        *("samples/step-5.png", "scheduler/ddim_scheduler.py", "scheduler/scheduler_config.json"),
+    assert {name for name in files if "/" in name} == {name for name in CODE if "/" in name} | {
+        *("samples/step-5.png", "scheduler/scheduler_config.json"),
         *("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
     }
     assert json.loads(python_snippets(files["README.md"].decode(), "json")[-1]) == {"seed": 7}
@@ -212,6 +230,13 @@ def test_push_of_the_same_changes_nothing(hub, pushed):
 def test_another_model_replaces_the_weights(hub, pushed):
     weights = {name for name in files_of(hub, "me/replaced") if name.startswith("unet/diffusion_pytorch_model")}
     assert weights == {"unet/diffusion_pytorch_model.safetensors"}
+
+
+def test_push_leaves_no_code_of_the_former_one(hub, pushed):
+    code = {name for name in files_of(hub, "me/old") if name.endswith(".py")}
+    assert code == CODE | {"scheduler/my_own.py"}
+    code = {name for name in files_of(hub, "me/old-with-another") if name.endswith(".py")}
+    assert code == {*EtaDDIMPipeline._code, "scheduler/my_own.py"}
 
 
 def test_own_card_is_kept(hub, pushed):
@@ -271,13 +296,20 @@ def test_loads_without_the_package_by_trust_alone(pushed, without):
     assert "pip install" not in without["stderr"]
 
 
+def test_repository_with_dots_in_its_name_loads_without_the_package(pushed, without):
+    *names, images = without["dotted"]
+    assert names == ["EtaDDIMPipeline", "EtaDDIMScheduler"]
+    assert_same(images, pushed["images"])
+
+
 def test_pushed_again_loads_on_both_sides(hub, pushed, back, once_more):
     assert back["kinds"] == ["True True", "True True"]
     for images in (back["images"], back["variant"], once_more["images"]):
         assert_same(images, pushed["images"])
     for name in ("again", "again-by-method", "back"):
         files = files_of(hub, f"me/{name}")
-        for file in ("pipeline.py", "scheduler/ddim_scheduler.py"):
+        assert {file for file in files if file.endswith(".py")} == CODE
+        for file in CODE:
             assert files[file] == files_of(hub, "me/digits")[file]
         assert json.loads(files["model_index.json"])["scheduler"] == ["ddim_scheduler", "EtaDDIMScheduler"]
         assert b"from ddim_scheduler import EtaDDIMPipeline" in files["README.md"]

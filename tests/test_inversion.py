@@ -1,5 +1,6 @@
 """From images to latents and back: the inverse scheduler, the midpoint rule, and the pipeline's `invert`."""
 
+import copy
 import functools
 
 import diffusers
@@ -248,7 +249,9 @@ def mixture():
 
 
 def pipeline_of(unet, spacing="leading", scheduler_class=EtaDDIMScheduler, **config):
-    pipe = EtaDDIMPipeline(unet=unet, scheduler=scheduler_class(timestep_spacing=spacing, **UNCLIPPED, **config))
+    scheduler = scheduler_class(timestep_spacing=spacing, **UNCLIPPED, **config)
+    pipe = EtaDDIMPipeline(unet=unet, scheduler=scheduler)
+    pipe.scheduler = scheduler  # also one that the constructor would convert
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -477,6 +480,25 @@ def test_invert_refuses_schedulers_that_cannot(pipeline, unet):
         pipeline.invert(IMAGE_16, 2)
     with pytest.raises(ValueError, match="DDIMScheduler has no `midpoint_step`"):
         pipeline_of(unet, scheduler_class=DDIMScheduler).invert(IMAGE_16, 2, "o_belm")
+
+
+@pytest.mark.parametrize("name", ["clip_sample", "thresholding"])
+def test_what_is_written_into_the_config_reaches_the_inversion(pipeline, name):
+    for other in {"clip_sample", "thresholding"} - {name}:
+        setattr(pipeline.scheduler.config, other, False)
+    setattr(pipeline.scheduler.config, name, True)
+    with pytest.raises(ValueError, match=f"`{name}` is True"):
+        pipeline.invert(IMAGE_16, 2)
+    setattr(pipeline.scheduler.config, name, False)
+    assert pipeline.invert(IMAGE_16, 2).latents.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["fixed_point", "plain", "o_belm", "noise_record"])
+def test_inversion_with_weights_that_are_not_finite_is_an_error(unet, method):
+    broken = copy.deepcopy(unet)
+    broken.conv_out.bias.data[:] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 1 latents are not finite: 1 of the UNet's weights .*'conv_out\.bias'"):
+        pipeline_of(broken).invert(IMAGE_16, 2, method)
 
 
 def test_invert_with_the_scheduler_of_diffusers(mixture):

@@ -4,7 +4,9 @@ import ast
 import inspect
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import diffusers
@@ -47,6 +49,14 @@ SAVED = {
     "pickle": ({"safe_serialization": False}, {}),
     "sharded": ({"max_shard_size": "40KB"}, {}),
 }
+
+
+class Derived(EtaDDIMScheduler):
+    pass
+
+
+class DerivedFromTheirs(DDIMScheduler):
+    pass
 
 
 def sample(pipe, **settings):
@@ -254,7 +264,27 @@ WITHOUT = {"custom_pipeline": "pipeline", "trust_remote_code": True}
 
 
 @pytest.fixture(scope="module")
-def without_package(home, root, ddpm_root):
+def newer(home, root, request, tmp_path_factory):
+    """What another version of this package saves, whose images are brighter by 1/4 and whose classes have a version."""
+    package = tmp_path_factory.mktemp("newer") / "ddim_scheduler"
+    shutil.copytree(request.config.rootpath / "ddim_scheduler", package)
+    shutil.copytree(request.config.rootpath / "pipelines", package / "pipelines")
+    images, sharing = package / "pipelines" / "images.py", package / "sharing.py"
+    assert "latents / 2 + 0.5)" in images.read_text()
+    images.write_text(images.read_text().replace("latents / 2 + 0.5)", "latents / 2 + 0.75)"))
+    sharing.write_text(sharing.read_text() + "\n\nShared.version = 'newer'\n")
+    script = """
+sys.path.insert(0, arguments["path"])
+from ddim_scheduler import EtaDDIMPipeline
+pipe = EtaDDIMPipeline.from_pretrained(Path(arguments["root"], "plain"))
+pipe.save_pretrained(Path(arguments["root"], "newer"))
+found["newer"] = [pipe.version, pipe.scheduler.version]
+"""
+    assert fresh.run(script, home, path=package.parent, root=root)["newer"] == ["newer", "newer"]
+
+
+@pytest.fixture(scope="module")
+def without_package(home, root, ddpm_root, newer):
     """Loads the folder, saves the result as `again`."""
     script = """
 from diffusers import DDPMPipeline, DDIMScheduler
@@ -281,18 +311,14 @@ found["DDPMPipeline"] = type(pipe.scheduler).__name__
 pipe.save_pretrained(str(root / "other"))
 found["other"] = type(DiffusionPipeline.from_pretrained(root / "other", trust_remote_code=True).scheduler).__name__
 
-# what was loaded keeps its own code, also when diffusers has put another file in the place
-Path(root, "newer").mkdir()
-for file in (root / "again").rglob("*"):
-    target = root / "newer" / file.relative_to(root / "again")
-    target.mkdir() if file.is_dir() else target.write_bytes(file.read_bytes())
-for file in ("pipeline.py", "scheduler/ddim_scheduler.py"):
-    with open(root / "newer" / file, "a") as stream:
-        stream.write("# newer\\n")
-older = DiffusionPipeline.from_pretrained(root / "plain", **trusting)
-newer = DiffusionPipeline.from_pretrained(root / "newer", **trusting)
-older.save_pretrained(root / "older saved")
-newer.save_pretrained(root / "newer saved")
+# two versions of the package by turns, one of them twice
+pipes = {}
+for name in ("plain", "newer", "again", "newer"):
+    pipes[name] = DiffusionPipeline.from_pretrained(root / name, **trusting)
+for name, pipe in pipes.items():
+    found[f"{name} beside another"] = [getattr(pipe, "version", None), getattr(pipe.scheduler, "version", None)]
+    found[f"{name} beside another"].append(sample(pipe))
+    pipe.save_pretrained(root / f"{name} saved")
 """
     found = fresh.run(script, home, with_package=False, root=root, ddpm=ddpm_root / "folders", trusting=WITHOUT)
     assert "No module named 'ddim_scheduler'" in found["no package"]
@@ -330,12 +356,97 @@ def test_builtin_scheduler_loads_our_config_without_the_package(without_package,
     assert without_package["theirs alone"] == with_package["theirs alone"][1]
 
 
+def code_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.py")}
+
+
 def test_a_pipeline_ships_the_code_it_was_loaded_from(without_package, root):
-    for file in ("pipeline.py", "scheduler/ddim_scheduler.py"):
-        original = (root / "plain" / file).read_text()
-        assert (root / "again" / file).read_text() == original
-        assert (root / "older saved" / file).read_text() == original
-        assert (root / "newer saved" / file).read_text() == original + "# newer\n"
+    code = code_of(root / "plain")
+    assert {"pipeline.py", "scheduler/ddim_scheduler.py"} < set(code)
+    assert code != code_of(root / "newer")
+    for name in ("again", "plain saved", "again saved"):
+        assert code_of(root / name) == code
+    assert code_of(root / "newer saved") == code_of(root / "newer")
+
+
+def test_versions_in_one_process_do_not_meet(without_package, expected):
+    for name in ("plain", "again"):
+        *versions, images = without_package[f"{name} beside another"]
+        assert versions == [None, None]
+        assert_same(images, expected)
+    *versions, images = without_package["newer beside another"]
+    assert versions == ["newer", "newer"]
+    inside = (expected > 0) & (expected < 0.75)
+    assert inside.any()
+    assert_same(np.array(images)[inside], expected[inside] + 0.25)
+
+
+def test_code_needs_nothing_but_what_diffusers_brings(root):
+    """diffusers looks for imports by patterns like these, in strings too, and asks for a `pip install` of the rest."""
+    allowed = {"diffusers", "huggingface_hub", "numpy", "PIL", "torch"} | set(sys.stdlib_module_names)
+    for code in (code_of(root / "plain"), code_of(root / "plain" / "scheduler")):
+        for name, content in code.items():
+            lines = re.findall(r"^\s*(?:import|from)\s+(\S+)(?:\s*$|\s+import)", content.decode(), flags=re.MULTILINE)
+            assert {line.split(".")[0] for line in lines if not line.startswith(".")} <= allowed
+            folder = str(Path(name).parent / "x")
+            assert {f"{folder[:-1]}{line[1:]}.py".removeprefix("./") for line in lines if line[0] == "."} <= set(code)
+
+
+def test_entry_names_all_files(root):
+    """diffusers copies no other ones of a folder."""
+    for folder, entry in ((root / "plain", "pipeline.py"), (root / "plain" / "scheduler", "ddim_scheduler.py")):
+        names = re.findall(r"^from \.(\w+) import", (folder / entry).read_text(), flags=re.MULTILINE)
+        assert {f"{name}.py" for name in names} | {entry} == {path.name for path in folder.glob("*.py")}
+
+
+OLD = Path(__file__).parent / "fixtures" / "saved_by_0_1_0"
+LOAD_OLD = """
+load = {"trusting": DiffusionPipeline.from_pretrained}
+if not arguments["loading"]:
+    from ddim_scheduler import EtaDDIMPipeline
+    load = {"generic": DiffusionPipeline.from_pretrained, "ours": EtaDDIMPipeline.from_pretrained}
+for name, from_pretrained in load.items():
+    pipe = from_pretrained(arguments["old"], **arguments["loading"])
+    found[name] = [type(pipe).__name__, type(pipe.scheduler).__name__, sample(pipe)]
+    pipe.save_pretrained(Path(arguments["folder"], name))
+"""
+
+
+@pytest.mark.parametrize("with_package", [True, False])
+def test_folder_of_the_first_version_loads(home, tmp_path, with_package):
+    """Saved by 0.1.0, in single files, with its images."""
+    loading = {} if with_package else WITHOUT
+    found = fresh.run(LOAD_OLD, home, with_package, old=OLD / "model", folder=tmp_path, loading=loading)
+    expected = np.array(json.loads((OLD / "images.json").read_text()))
+    for name in ("generic", "ours") if with_package else ("trusting",):
+        *names, images = found[name]
+        assert names == ["EtaDDIMPipeline", "EtaDDIMScheduler"]
+        assert_same(images, expected)
+        assert (code_of(tmp_path / name) == code_of(OLD / "model")) is not with_package
+        again = EtaDDIMPipeline.from_pretrained(tmp_path / name)
+        assert_same(sample(again, seed=1), expected)
+
+
+@pytest.mark.parametrize("scheduler", [EtaDDIMScheduler(), Derived(), DerivedFromTheirs()])
+def test_a_second_save_leaves_no_code_of_the_first(unet, tmp_path, root, newer, scheduler):
+    """That of an older version, of a newer one, and of another scheduler."""
+    for source in (OLD / "model", root / "newer"):
+        shutil.copytree(source, tmp_path / "model", dirs_exist_ok=True)
+    (tmp_path / "model" / "scheduler" / "my_own.py").write_text("")
+    EtaDDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "model")
+    expected = set(code_of(root / "plain"))
+    if type(scheduler) is not EtaDDIMScheduler:
+        expected = {name for name in expected if "/" not in name}
+    assert set(code_of(tmp_path / "model")) == expected | {"scheduler/my_own.py"}
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    assert set(code_of(tmp_path / "scheduler")) == {Path(name).name for name in expected if "/" in name}
+
+
+def test_what_was_written_into_the_config_is_saved(pipeline, tmp_path):
+    pipeline.scheduler.config.clip_sample = False
+    pipeline.save_pretrained(tmp_path)
+    assert EtaDDIMPipeline.from_pretrained(tmp_path).scheduler.config.clip_sample is False
+    assert pipeline.scheduler.config["clip_sample"] is False
 
 
 def test_saved_without_the_package_loads_on_both_sides(without_package, home, root, expected):

@@ -1,29 +1,247 @@
 """The pipeline: what it keeps, what it returns, what it refuses."""
 
+import copy
+import logging
+import pickle
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMParallelScheduler,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    PNDMScheduler,
+    UNet1DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
+from ddim_scheduler import EtaDDIMInverseScheduler, EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 
 import exact
 
-
-def test_scheduler_with_eta_is_kept(unet):
-    scheduler = EtaDDIMScheduler(timestep_spacing="trailing", eta=0.5)
-    assert EtaDDIMPipeline(unet=unet, scheduler=scheduler).scheduler is scheduler
-    theirs = DDIMScheduler()
-    assert EtaDDIMPipeline(unet=unet, scheduler=theirs).scheduler is theirs
+# ------------------------------------------------------------------------------------------ the scheduler, the network
 
 
-def test_other_scheduler_is_converted(unet):
-    other = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
-    scheduler = EtaDDIMPipeline(unet=unet, scheduler=other).scheduler
-    assert isinstance(scheduler, EtaDDIMScheduler)
+class Counting(EtaDDIMScheduler):
+    """A subclass whose step hides its arguments."""
+
+    calls = 0
+
+    def step(self, *args, **kwargs):
+        self.calls += 1
+        return super().step(*args, **kwargs)
+
+
+class Positional(EtaDDIMScheduler):
+    """A subclass whose step takes no eta."""
+
+    def step(self, model_output, timestep, sample, generator=None):
+        return super().step(model_output, timestep, sample, generator=generator)
+
+
+class TheirsWithAnExtra(DDIMScheduler):
+    """A user's own class of diffusers' one."""
+
+
+class Foreign(DDPMScheduler):
+    """A foreign scheduler that takes eta among its keywords."""
+
+    def step(self, model_output, timestep, sample, **kwargs):
+        return super().step(model_output, timestep, sample, generator=kwargs.get("generator"))
+
+
+class ForeignWithEta(DDPMScheduler):
+    def step(self, model_output, timestep, sample, eta=0.0, generator=None):
+        return super().step(model_output, timestep, sample, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "scheduler_class", [EtaDDIMScheduler, Counting, Positional, TheirsWithAnExtra, Foreign, ForeignWithEta]
+)
+def test_scheduler_is_kept(unet, scheduler_class):
+    scheduler = scheduler_class(timestep_spacing="trailing")
+    pipe = EtaDDIMPipeline(unet=unet, scheduler=scheduler)
+    assert pipe.scheduler is scheduler
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(num_inference_steps=3, seed=0, output_type="pt").images.isfinite().all()
+    if scheduler_class is Counting:
+        assert scheduler.calls == 3
+        pipe(num_inference_steps=2, use_clipped_model_output=True, eta=0.5)
+
+
+def test_scheduler_whose_step_was_replaced_is_kept(unet):
+    scheduler = DDIMScheduler()
+    step, calls = scheduler.step, []
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return step(*args, **kwargs)
+
+    scheduler.step = counting
+    pipe = EtaDDIMPipeline(unet=unet, scheduler=scheduler)
+    pipe(num_inference_steps=2, eta=0.5, seed=0)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("scheduler_class", [DDPMScheduler, DDIMScheduler, DDIMParallelScheduler, PNDMScheduler])
+def test_scheduler_of_diffusers_is_converted(unet, scheduler_class, caplog):
+    other = scheduler_class(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
+    with caplog.at_level(logging.INFO):
+        scheduler = EtaDDIMPipeline(unet=unet, scheduler=other).scheduler
+    assert type(scheduler) is EtaDDIMScheduler
     assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
     assert scheduler.config.prediction_type == "v_prediction"
+    assert f"{scheduler_class.__name__} " in caplog.text
+    assert "samples with EtaDDIMScheduler instead" in caplog.text
+
+
+def test_inverse_scheduler_is_converted(unet):
+    inverse = EtaDDIMInverseScheduler(timestep_spacing="trailing")
+    scheduler = EtaDDIMPipeline(unet=unet, scheduler=inverse).scheduler
+    assert type(scheduler) is EtaDDIMScheduler
+    assert scheduler.config.timestep_spacing == "trailing"
+
+
+def test_repository_of_ddim_pipeline_has_as_many_steps_as_asked_for(unet, tmp_path):
+    """The built-in's `trailing` with 61 steps has 62, the last at -1."""
+    DDIMPipeline(unet=unet, scheduler=DDIMScheduler(timestep_spacing="trailing")).save_pretrained(tmp_path)
+    pipe = EtaDDIMPipeline.from_pretrained(tmp_path)
+    pipe.scheduler.set_timesteps(61)
+    assert len(pipe.scheduler.timesteps) == 61
+    assert pipe.scheduler.timesteps.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("network_class", "settings"),
+    [
+        (UNet1DModel, {"sample_size": 16, "block_out_channels": (8, 8, 16), "in_channels": 1, "out_channels": 1}),
+        (UNet2DConditionModel, {"block_out_channels": (8, 8), "norm_num_groups": 4, "cross_attention_dim": 8}),
+        (AutoencoderKL, {"block_out_channels": (8,), "norm_num_groups": 4}),
+    ],
+)
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_network_of_another_kind_is_refused(network_class, settings, is_compiled):
+    if network_class is UNet2DConditionModel:
+        settings = {
+            **settings,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        }
+    if network_class is UNet1DModel:
+        settings = {**settings, "extra_in_channels": 0}
+    network = network_class(**settings)
+    network = torch.compile(network) if is_compiled else network
+    with pytest.raises(TypeError, match=f"`unet` must be a UNet2DModel, .* but is a {network_class.__name__}"):
+        EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler())
+
+
+@pytest.mark.parametrize("network", ["unet", torch.nn.Linear(2, 2), 5])
+def test_no_network_is_refused(network):
+    with pytest.raises(TypeError, match="`unet` must be a UNet2DModel"):
+        EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler())
+
+
+@pytest.mark.parametrize(
+    ("taken", "returned", "variance_type"),
+    [(4, 3, None), (2, 4, None), (3, 1, "sigma_hat"), (2, 2, "learned"), (4, 6, "learned_range"), (4, 2, "learned")],
+)
+def test_channels_that_do_not_fit_are_refused(small_unet, taken, returned, variance_type):
+    network = small_unet(in_channels=taken, out_channels=returned)
+    message = f"`unet` must return .* channels as it takes, .* but it takes {taken} and returns {returned}"
+    with pytest.raises(ValueError, match=message):
+        EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler(variance_type=variance_type))
+
+
+def test_learned_variance_is_taken(small_unet):
+    network = small_unet(in_channels=2, out_channels=4)
+    other = DDPMScheduler(variance_type="learned_range")
+    assert EtaDDIMPipeline(unet=network, scheduler=other).scheduler.config.variance_type == "learned_range"
+
+
+class Peft(torch.nn.Module):
+    """Wraps as PEFT's `PeftModel` and `LoraModel` do."""
+
+    def __init__(self, model, name="base_model"):
+        super().__init__()
+        setattr(self, name, model if name == "model" else Peft(model, "model"))
+        self.inner = name
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__(self.inner), name)
+
+    def forward(self, *args, **kwargs):
+        return getattr(self, self.inner)(*args, **kwargs)
+
+
+class Subclass(UNet2DModel):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+class Duck(torch.nn.Module):
+    """A network of another class with the same interface."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.network = [unet]
+        self.config, self.dtype, self.device, self.class_embedding = unet.config, unet.dtype, unet.device, None
+
+    def forward(self, sample, timestep, class_labels=None):
+        return self.network[0](sample, timestep, class_labels)
+
+
+def of_class(unet, network_class):
+    network = network_class.from_config(unet.config)
+    network.load_state_dict(unet.state_dict())
+    return network.eval()
+
+
+def in_ddp(unet, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    return torch.nn.parallel.DistributedDataParallel(unet)
+
+
+WRAPPERS = {
+    "compiled": lambda unet, _: torch.compile(unet, backend="eager"),
+    "ddp": in_ddp,
+    "compiled in ddp": lambda unet, path: in_ddp(torch.compile(unet, backend="eager"), path),
+    "peft": lambda unet, _: Peft(unet),
+    "subclass": lambda unet, _: of_class(unet, Subclass),
+    "another class": lambda unet, _: Duck(unet),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_network_is_taken(pipeline, unet, wrapper, tmp_path):
+    settings = {"num_inference_steps": 2, "seed": 0, "output_type": "pt"}
+    expected = pipeline(**settings).images
+    try:
+        pipe = EtaDDIMPipeline(unet=WRAPPERS[wrapper](unet, tmp_path), scheduler=EtaDDIMScheduler())
+        pipe.set_progress_bar_config(disable=True)
+        assert (pipe(**settings).images - expected).abs().max() < 1e-5
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def test_pipeline_may_be_loaded_without_its_network(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    pipe = EtaDDIMPipeline.from_pretrained(tmp_path, unet=None)
+    assert type(pipe.scheduler) is EtaDDIMScheduler
+    with pytest.raises(ValueError, match="`unet` is None"):
+        pipe()
+
+
+# ------------------------------------------------------------------------------------------------------------ the call
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -230,6 +448,53 @@ def test_bad_call_argument(pipeline, arguments, name):
 
 
 def test_timesteps_for_a_scheduler_that_takes_none(unet):
-    pipe = EtaDDIMPipeline(unet=unet, scheduler=DDIMScheduler())
+    pipe = EtaDDIMPipeline(unet=unet, scheduler=TheirsWithAnExtra())
     with pytest.raises(ValueError, match="`timesteps`"):
         pipe(timesteps=[3, 2])
+
+
+# ----------------------------------------------------------------------------------------------- what is not a picture
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+@pytest.mark.parametrize("clip_sample", [False, True])
+def test_weights_that_are_not_finite_are_an_error(unet, value, output_type, clip_sample):
+    broken = copy.deepcopy(unet)
+    broken.conv_out.bias.data[:] = value
+    pipe = EtaDDIMPipeline(unet=broken, scheduler=EtaDDIMScheduler(clip_sample=clip_sample))
+    message = r"2 of 2 images are not finite: 1 of the UNet's weights are not either, the first is 'conv_out\.bias'"
+    with pytest.raises(ValueError, match=message):
+        pipe(batch_size=2, num_inference_steps=3, seed=0, output_type=output_type)
+
+
+def test_one_image_that_is_not_finite_is_an_error(pipeline):
+    latents = torch.randn(3, 1, 16, 16)
+    latents[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"1 of 3 images are not finite: something that .* its weights are"):
+        pipeline(latents=latents, num_inference_steps=2)
+
+
+def test_overflow_of_half_precision_is_an_error(unet):
+    half = copy.deepcopy(unet)
+    half.conv_norm_out.weight.data.mul_(1e3)
+    half.conv_out.weight.data.mul_(1e3)
+    pipe = EtaDDIMPipeline(unet=half.half(), scheduler=EtaDDIMScheduler())
+    with pytest.raises(ValueError, match=r"images are not finite: .* in torch\.float16"):
+        pipe(batch_size=2, num_inference_steps=3, seed=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- pickles
+
+
+def test_pickles(small_unet):
+    network = small_unet(in_channels=1, out_channels=1)
+    pipeline = EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler(timestep_spacing="trailing"))
+    again = pickle.loads(pickle.dumps(pipeline))
+    assert type(again) is EtaDDIMPipeline
+    assert type(again.scheduler) is EtaDDIMScheduler
+    settings = {"num_inference_steps": 3, "seed": 1, "output_type": "pt"}
+    assert torch.equal(again(**settings).images, pipeline(**settings).images)
+    pipeline.scheduler.config.clip_sample = False
+    found = pipeline.invert(torch.rand(1, 1, 8, 8), 2)
+    assert torch.equal(pickle.loads(pickle.dumps(found)).latents, found.latents)

@@ -1,0 +1,239 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network and the scheduler: which ones the pipeline takes, and what its loops ask of them."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, DDIMParallelScheduler, DDIMScheduler, UNet2DModel
+from diffusers.utils import logging
+
+from ..validation import check_choice, check_generator, check_integer, check_number
+from .images import to_labels
+
+logger = logging.get_logger(__name__)
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+# What this package is there to replace. A class that someone derived from them is kept.
+REPLACED = (DDIMScheduler, DDIMParallelScheduler)
+WRAPPED = ("_orig_mod", "module", "base_model", "model")  # by torch.compile, by DDP and FSDP, by PEFT twice
+
+
+def unwrapped(network: Any) -> Any:
+    """The network itself, out of `torch.compile`, DDP, FSDP or PEFT."""
+    while not isinstance(network, UNet2DModel):
+        inner = [getattr(network, name, None) for name in WRAPPED]
+        inner = [module for module in inner if isinstance(module, torch.nn.Module) and module is not network]
+        if not inner:
+            break
+        network = inner[0]
+    return network
+
+
+def check_network(unet: Any, variance_type: str | None):
+    """Refuses a network that the loops cannot call. Other classes of `UNet2DModel`'s interface are taken."""
+    if unet is None:  # `from_pretrained(..., unet=None)` leaves it out
+        return
+    network = unwrapped(unet)
+    if not isinstance(network, UNet2DModel):
+        forward = getattr(network, "forward", None)
+        arguments = [] if forward is None else [*inspect.signature(forward).parameters]
+        if arguments[2:3] != ["class_labels"] or not hasattr(network, "class_embedding"):
+            raise TypeError(
+                f"`unet` must be a UNet2DModel, called with x_t, t and class labels, but is a {type(network).__name__}."
+            )
+    taken, returned = network.config.in_channels, network.config.out_channels
+    is_learned = variance_type in ("learned", "learned_range")
+    is_known = type(network).forward is UNet2DModel.forward  # another one may return what it likes
+    if returned < taken or (is_known and returned != (2 * taken if is_learned else taken)):
+        raise ValueError(
+            f"`unet` must return {'twice as many' if is_learned else 'as many'} channels as it takes, since the "
+            f"scheduler's `variance_type` is {variance_type!r}, but it takes {taken} and returns {returned}."
+        )
+
+
+def _takes(method: Callable, name: str) -> bool:
+    """Whether a method takes an argument of this name, or any."""
+    parameters = inspect.signature(method).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def as_sampler(scheduler: Any) -> Any:
+    """The scheduler itself, if it is ours or its `step` takes eta; otherwise an `EtaDDIMScheduler` of its config."""
+    if not hasattr(scheduler, "step"):
+        raise TypeError(f"`scheduler` must have a method `step`, but is {type(scheduler).__name__}.")
+    # by name, since a copy of our class that came with a model is another class
+    names = [cls.__name__ for cls in type(scheduler).__mro__ if cls.__module__ == "ddim_scheduler"]
+    if names and not any("Inverse" in name for name in names):
+        return scheduler
+    takes_eta = _takes(scheduler.step, "eta")
+    is_replaced = type(scheduler) in REPLACED and "step" not in vars(scheduler)
+    if takes_eta and not is_replaced:
+        return scheduler
+
+    name = type(scheduler).__name__
+    try:
+        # not by a statement: diffusers asks everyone who loads this file from the Hub for what it imports
+        package = importlib.import_module("ddim_scheduler")
+    except ModuleNotFoundError:
+        if takes_eta:
+            logger.warning(f"The pipeline samples with {name}: its conversion needs the package ddim-scheduler.")
+            return scheduler
+        raise ImportError(
+            f"`scheduler` is a {name}, which takes no eta: its conversion needs the package ddim-scheduler."
+        ) from None
+    reason = f"is of diffusers ({', '.join(c.__name__ for c in REPLACED)})" if is_replaced else "takes no eta"
+    logger.info(f"{name} {reason}: the pipeline samples with EtaDDIMScheduler instead.")
+    return package.EtaDDIMScheduler.from_config(scheduler.config)
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
+def check_tensor(name: str, tensor: Any, shape: tuple[int, ...]):
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tuple(tensor.shape) != shape:
+        is_tensor = isinstance(tensor, torch.Tensor)
+        kind = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if is_tensor else repr(tensor)
+        raise ValueError(f"`{name}` must be a floating point tensor of shape {shape}, but is {kind}.")
+
+
+def check_randomness(seed: Any, generator: Any, batch_size: int):
+    if seed is not None:
+        check_integer("seed", seed, 0)
+    if seed is not None and generator is not None:
+        raise ValueError("`seed` and `generator` cannot both be given: the noise has one source.")
+    check_generator(generator, batch_size)
+
+
+class Components(ConfigMixin):
+    """What the call and the inversion share; a part of `EtaDDIMPipeline`."""
+
+    @property
+    def _network(self) -> Any:
+        """The UNet, without what it is wrapped in."""
+        if self.unet is None:
+            raise ValueError("`unet` is None: the pipeline was loaded without it, and has nothing to sample from.")
+        return unwrapped(self.unet)
+
+    def _set_timesteps(self, num_inference_steps: int, timesteps: list[int] | None, method: str):
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps)
+        else:
+            self.scheduler.set_timesteps(timesteps=timesteps)
+        first = self.scheduler.timesteps[0]
+        if method == "o_belm" and self._alpha_cumprod(first) == 0:
+            raise ValueError(f"`method` 'o_belm' cannot start at timestep {first}, where there is no signal.")
+
+    def _predict(self, latents, t, t_on_device, class_labels, guidance_scale) -> torch.Tensor:
+        """What the UNet returns for x_t, with classifier-free guidance."""
+        model_input = self.scheduler.scale_model_input(latents, t).to(self._network.dtype)
+        if guidance_scale == 1:
+            return self.unet(model_input, t_on_device, class_labels).sample
+        no_class = torch.full_like(class_labels, self._network.config.num_class_embeds - 1)
+        twice = self.unet(torch.cat([model_input] * 2), t_on_device, torch.cat([class_labels, no_class])).sample
+        with_class, without = twice.float().chunk(2)
+        channels = latents.shape[1]  # a learned variance follows them
+        guided = torch.lerp(without[:, :channels], with_class[:, :channels], guidance_scale)
+        return torch.cat([guided, with_class[:, channels:]], dim=1)
+
+    def _alpha_cumprod(self, t: int | torch.Tensor) -> torch.Tensor:
+        """alpha-bar of a timestep, or for -1 of where the last step goes to."""
+        return self.scheduler.alphas_cumprod[t] if t >= 0 else self.scheduler.final_alpha_cumprod
+
+    def _add_noise(self, image, noise, t) -> torch.Tensor:
+        """The image, in [-1, 1], with the noise of a timestep; -1 is the image itself."""
+        return image if t < 0 else self.scheduler.add_noise(image, noise, torch.as_tensor(t).view(1))
+
+    def _check_grid(self, num_inference_steps, timesteps):
+        check_integer("num_inference_steps", num_inference_steps, 1)
+        if timesteps is not None:
+            self._check_taken_by("set_timesteps", "timesteps", timesteps)
+            if not isinstance(timesteps, list | tuple | np.ndarray | torch.Tensor):
+                raise TypeError(f"`timesteps` must be a list of integers, but is {timesteps!r}.")
+
+    def _check_taken_by(self, method: str, name: str, value: Any):
+        if not _takes(getattr(self.scheduler, method), name):
+            raise ValueError(f"`{name}` is {value!r}, but `{method}` of {type(self.scheduler).__name__} takes none.")
+
+    def _check_output_type(self, output_type: Any):
+        check_choice("output_type", output_type, OUTPUT_TYPES)
+        channels = self._network.config.in_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(f"`output_type` 'pil' needs 1, 3 or 4 channels, but the UNet has {channels}; use 'np'.")
+
+    def _check_method_of_scheduler(self, name: str, value: Any, needed: str):
+        if not hasattr(self.scheduler, needed):
+            raise ValueError(
+                f"`{name}` is {value!r}, but {type(self.scheduler).__name__} has no `{needed}`; use EtaDDIMScheduler."
+            )
+
+    def _check_scheduler_does_not_clip(self):
+        for name in ("clip_sample", "thresholding"):
+            if getattr(self.scheduler.config, name, False):
+                raise ValueError(
+                    f"`{name}` is True in the scheduler's config, and clipping cannot be inverted: set `pipe.scheduler "
+                    f"= EtaDDIMScheduler.from_config(pipe.scheduler.config, {name}=False)` for it and for sampling."
+                )
+
+    def _image_size(self, height: Any, width: Any, latents: torch.Tensor | None = None) -> tuple[int, int]:
+        """Height and width: what is given, or the UNet's, or that of the latents if it has none."""
+        size = self._network.config.sample_size
+        if size is None and latents is not None:
+            size = tuple(latents.shape[-2:])
+        size = (size, size) if isinstance(size, int) or size is None else size
+        given = [value if other is None else other for value, other in zip(size, (height, width), strict=True)]
+        factor = 2 ** (len(self._network.config.down_block_types) - 1)
+        for name, value in zip(("height", "width"), given, strict=True):
+            if value is None:
+                raise ValueError(f"`{name}` or `latents` must be given: the UNet's `sample_size` is None.")
+            check_integer(name, value, 1)
+            if value % factor:
+                raise ValueError(f"`{name}` must be divisible by {factor} for this UNet, but is {value}.")
+        return given[0], given[1]
+
+    def _check_size(self, name: str, image: torch.Tensor, height: Any, width: Any):
+        size = self._image_size(height, width, image)
+        if tuple(image.shape[-2:]) != size:
+            raise ValueError(
+                f"`{name}` must have height and width {size}, but has {tuple(image.shape[-2:])}; resize it, or give "
+                "`height` and `width`."
+            )
+
+    def _check_class_labels(self, class_labels, guidance_scale, batch_size):
+        if (class_labels is None) != (self._network.class_embedding is None):
+            raise ValueError(
+                f"`class_labels` must be given exactly if the UNet is class-conditional, but are {class_labels!r}."
+            )
+        number = self._network.config.num_class_embeds
+        if class_labels is not None:
+            labels = to_labels(class_labels)
+            if len(labels) != batch_size:
+                raise ValueError(
+                    f"`class_labels` must hold `batch_size` = {batch_size} labels, but are {class_labels!r}."
+                )
+            if number is not None and not ((labels >= 0) & (labels < number)).all():
+                raise ValueError(f"`class_labels` must be in 0..{number - 1}, but are {class_labels!r}.")
+        check_number("guidance_scale", guidance_scale)
+        if guidance_scale != 1 and (class_labels is None or number is None):
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale}, but the UNet has no `num_class_embeds` classes to guide to."
+            )
+
+    def _check_finite(self, name: str, tensor: torch.Tensor):
+        """Refuses a result that would be a black picture; one wait for the device, at the end of all steps."""
+        is_finite = tensor.isfinite().flatten(1).all(1)
+        bad = int((~is_finite).sum())
+        if not bad:
+            return
+        weights = [key for key, w in self._network.named_parameters() if not (w.is_meta or w.isfinite().all())]
+        if weights:
+            reason = f"{len(weights)} of the UNet's weights are not either, the first is {weights[0]!r}"
+        else:
+            reason = f"something that the UNet was given or computed is not; its weights are, in {self._network.dtype}"
+        raise ValueError(f"{bad} of {len(is_finite)} {name} are not finite: {reason}.")
