@@ -145,7 +145,7 @@ def use_scheduler(pipeline: EtaDDIMPipeline, scheduler_class: type[SchedulerMixi
     """
     config = pipeline.unet.config
     if scheduler_class is DDIMScheduler and config.out_channels != config.in_channels:
-        raise ValueError("`scheduler` DDIMScheduler knows no learned variance, as in this model.")
+        raise ValueError(f"`scheduler` DDIMScheduler knows no learned variance, as in {pipeline.name_or_path}.")
     pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **changes)
 
 
