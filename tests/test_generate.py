@@ -196,6 +196,15 @@ def test_refuses_a_learned_variance_with_the_built_in(small_unet, tmp_path):
     assert generate.main(arguments) == 11
 
 
+@pytest.mark.parametrize("channels", [2, 5, 8])
+def test_refuses_a_model_whose_images_no_picture_shows(small_unet, tmp_path, channels):
+    unet = small_unet(in_channels=channels, out_channels=channels)
+    EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler()).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"model makes images of {channels} channels, but pictures have"):
+        generate.main([str(tmp_path / "model"), *OPTIONS, "--output_dir", str(tmp_path / "images")])
+    assert not (tmp_path / "images").exists()
+
+
 def test_another_run_may_end_first(tmp_path):
     """It cleans up, and with that takes the unfinished file of an image that it has made itself."""
     path = tmp_path / "000000.png"

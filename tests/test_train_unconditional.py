@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedType
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, evaluation
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, evaluation, training
 from ddim_scheduler.scheduling_ddim import PREDICTION_TYPES
 from ddim_scheduler.training import (
     ImageDataset,
@@ -666,6 +666,56 @@ def test_bad_run_writes_nothing(image_folder, tmp_path, arguments, message):
     assert not (tmp_path / "model").exists()
 
 
+LEVELS = {"block_out_channels": (8,) * 4, "norm_num_groups": 4, "in_channels": 1, "out_channels": 1}
+THREE_LEVELS = {
+    **{**LEVELS, "block_out_channels": (8,) * 3},
+    **{"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (LEVELS, ("--resolution", 28), r"`resolution` must be a multiple of 8 .* '{path}', but is \[28, 28\]"),
+        (THREE_LEVELS, ("--resolution", 16, 18), r"`resolution` must be a multiple of 4 .* but is \[16, 18\]"),
+        ({**LEVELS, "class_embed_type": "timestep"}, (), "'{path}' has the `class_embed_type` 'timestep'"),
+        ({**LEVELS, "class_embed_type": "identity"}, ("--class_conditional",), "'{path}' makes a network that fails"),
+        ({**LEVELS, "time_embedding_type": "fourier"}, (), r"'{path}' .* not finite at the timesteps \[0\].*'fourier'"),
+        ({**LEVELS, "freq_shift": 4}, (), r"'{path}' makes a network whose output is not finite at .* \[0, 999\]"),
+        (
+            {**LEVELS, "time_embedding_type": "learned", "num_train_timesteps": 500},
+            ("--ddpm_num_steps", 501),
+            r"'{path}' makes a network that fails .* at the timesteps \[0, 500\]",
+        ),
+        ({**LEVELS, "norm_num_groups": 3}, (), "'{path}' makes no UNet2DModel: num_channels"),
+        ({**THREE_LEVELS, "up_block_types": ("UpBlock2D",)}, (), "'{path}' makes no UNet2DModel"),
+    ],
+)
+def test_model_config_that_cannot_train_is_refused(image_folder, tmp_path, config, options, message):
+    """By name, with its value, and before anything is written."""
+    path = tmp_path / "config"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **config}))
+    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model")
+    message = r"`model_config_name_or_path` " * message.startswith("'") + message.replace("{path}", str(path))
+    with pytest.raises(ValueError, match=message):
+        train(*common, "--model_config_name_or_path", path, *options)
+    assert not (tmp_path / "model").exists()
+
+
+def test_trying_a_model_config_draws_nothing(tmp_path):
+    """The weights, and what comes after them, are those of the model that is built without the trial."""
+    UNet2DModel(**LEVELS).save_config(tmp_path)
+    config = {**UNet2DModel.load_config(tmp_path), "sample_size": 16, "num_class_embeds": None}
+    torch.manual_seed(0)
+    expected, then = UNet2DModel.from_config(config), torch.rand(3)
+    torch.manual_seed(0)
+    unet = unet_from_config(tmp_path, [16, 16], 1)
+    assert torch.equal(torch.rand(3), then)
+    assert unet.training
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), expected.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("distributed_type", ["FSDP", "DEEPSPEED"])
 def test_sharded_training_is_refused(image_folder, tmp_path, monkeypatch, distributed_type):
     distributed_type = DistributedType(distributed_type)
@@ -734,15 +784,14 @@ def test_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
 def test_preview_that_fails_loses_no_training(image_folder, tmp_path, monkeypatch):
     common = ("--train_data_dir", image_folder, "--logger", "none", "--max_train_steps", 3)
     train(*common, "--output_dir", tmp_path / "whole")
-    sample_images = train_unconditional.sample_images
 
     def out_of_memory(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(train_unconditional, "sample_images", out_of_memory)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        train(*common, "--output_dir", tmp_path / "model")
-    monkeypatch.setattr(train_unconditional, "sample_images", sample_images)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "sample_images", out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(*common, "--output_dir", tmp_path / "model")
     train(*common, "--output_dir", tmp_path / "model", "--resume_from_checkpoint", "latest")
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "model").items())

@@ -14,6 +14,7 @@ This file can be copied, changed, and started by `accelerate launch my_training.
 import argparse
 import logging
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -25,51 +26,35 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMScheduler, training
 from ddim_scheduler.command_line import run
-from ddim_scheduler.training import (
-    ImageDataset,
-    StopVote,
-    append_to_loss_log,
-    build_unet,
-    check_accelerator,
-    check_output_dir,
-    check_resumed_settings,
-    create_hub_repo,
-    distances_to,
-    find_checkpoint,
-    find_dataset_images,
-    find_folder_images,
-    ignore_signals,
-    list_checkpoints,
-    load_checkpoint,
-    loss_weights,
-    mean_losses,
-    mixed,
-    noted_signals,
-    open_output_dir,
-    parse_args,
-    resume_command,
-    sample_images,
-    save_checkpoint,
-    save_preview,
-    seeded_batches,
-    trained_pipeline,
-    training_batch,
-    trim_loss_log,
-    unet_from_config,
-)
 
 logger = get_logger(__name__, log_level="INFO")
 
 
-def load_dataset(args: argparse.Namespace, accelerator: Accelerator) -> ImageDataset:
+def start_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The processes and devices of `accelerate launch`, and its trackers."""
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.logger == "none" else args.logger,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    training.check_accelerator(accelerator, args.logger)
+    return accelerator
+
+
+def load_dataset(args: argparse.Namespace, accelerator: Accelerator) -> training.ImageDataset:
     """The images of the folder or data set that is asked for."""
     with accelerator.local_main_process_first():  # which fills the cache of `datasets`
         if args.train_data_dir is not None:
-            found = find_folder_images(args.train_data_dir, args.class_conditional)
+            found = training.find_folder_images(args.train_data_dir, args.class_conditional)
         else:
-            found = find_dataset_images(
+            found = training.find_dataset_images(
                 args.dataset_name,
                 args.dataset_config_name,
                 image_column=args.image_column,
@@ -77,7 +62,7 @@ def load_dataset(args: argparse.Namespace, accelerator: Accelerator) -> ImageDat
                 class_conditional=args.class_conditional,
                 cache_dir=args.cache_dir,
             )
-    dataset = ImageDataset(
+    dataset = training.ImageDataset(
         *found,
         resolution=args.resolution,
         channels=args.channels,
@@ -94,7 +79,7 @@ def load_dataset(args: argparse.Namespace, accelerator: Accelerator) -> ImageDat
 def load_unet(args: argparse.Namespace, channels: int, num_classes: int | None, device: torch.device) -> UNet2DModel:
     """The UNet with random weights."""
     if args.model_config_name_or_path is not None:
-        unet = unet_from_config(
+        unet = training.unet_from_config(
             args.model_config_name_or_path,
             args.resolution,
             channels,
@@ -103,7 +88,7 @@ def load_unet(args: argparse.Namespace, channels: int, num_classes: int | None, 
             device=device,
         )
     else:
-        unet = build_unet(
+        unet = training.build_unet(
             args.resolution,
             channels,
             num_classes,
@@ -130,27 +115,34 @@ def make_ema(args: argparse.Namespace, unet: UNet2DModel, device: torch.device) 
     return ema
 
 
+def make_optimizer(args: argparse.Namespace, unet: UNet2DModel, max_train_steps: int):
+    """AdamW, and the schedule of its learning rate, which is stepped once for each optimizer step."""
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+        fused=True,
+    )
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
+    )
+    return optimizer, lr_scheduler
+
+
 def main(argv: list[str] | None = None) -> float:
     """Trains, and returns the mean loss of the last steps that were logged."""
-    args = parse_args(argv)
+    args = training.parse_args(argv)
     output_dir = Path(args.output_dir)
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.logger == "none" else args.logger,
-        project_config=ProjectConfiguration(args.output_dir, logging_dir=str(output_dir / "logs")),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-    )
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    accelerator = start_accelerator(args)
     set_seed(args.seed)
 
     # 1. everything that can be refused is looked at before anything is written
-    check_accelerator(accelerator, args.logger)
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    checkpoint = training.find_checkpoint(output_dir, args.resume_from_checkpoint)
     inputs = {name: getattr(args, name) for name in ("train_data_dir", "model_config_name_or_path", "eval_weights")}
-    check_output_dir(output_dir, inputs, args.overwrite_output_dir, resume=args.resume_from_checkpoint is not None)
+    resume = args.resume_from_checkpoint is not None
+    training.check_output_dir(output_dir, inputs, overwrite=args.overwrite_output_dir, resume=resume)
     noise_scheduler = EtaDDIMScheduler(
         num_train_timesteps=args.ddpm_num_steps,
         beta_schedule=args.ddpm_beta_schedule,
@@ -173,10 +165,10 @@ def main(argv: list[str] | None = None) -> float:
     settings = {name: value for name, value in vars(args).items() if name != "hub_token"}
     settings["class_names"] = dataset.class_names
     if checkpoint is not None:
-        check_resumed_settings(checkpoint, settings, max_train_steps)
+        training.check_resumed_settings(checkpoint, settings, max_train_steps)
     distances = None
     if args.eval_every is not None and accelerator.is_main_process:
-        distances = distances_to(
+        distances = training.distances_to(
             dataset,
             args.eval_features,
             args.eval_weights,
@@ -185,43 +177,34 @@ def main(argv: list[str] | None = None) -> float:
         )
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:
-        repo_id = create_hub_repo(args.hub_model_id or output_dir.resolve().name, args.hub_private_repo, args.hub_token)
+        name = args.hub_model_id or output_dir.resolve().name
+        repo_id = training.create_hub_repo(name, args.hub_private_repo, args.hub_token)
 
-    # 2. optimizer, EMA, schedules. The learning rate is stepped here, once for each optimizer step.
+    # 2. optimizer, EMA, schedules
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     unet.to(memory_format=memory_format)
     ema = make_ema(args, unet, accelerator.device) if args.use_ema else None
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
-    optimizer = torch.optim.AdamW(
-        unet.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
-        fused=True,
-    )
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
-    )
+    optimizer, lr_scheduler = make_optimizer(args, unet, max_train_steps)
     accelerator.register_for_checkpointing(lr_scheduler)
     dataloader = torch.utils.data.DataLoader(
         dataset,
         args.train_batch_size,
         drop_last=True,
         num_workers=args.dataloader_num_workers,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=training.ignore_signals,
         pin_memory=accelerator.device.type == "cuda",
     )
     model, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)  # `unet` is what `model` wraps
-    weights = loss_weights(noise_scheduler, args.snr_gamma).to(accelerator.device)
+    weights = training.loss_weights(noise_scheduler, args.snr_gamma).to(accelerator.device)
     noise_scheduler.set_timesteps(args.ddpm_num_steps, device=accelerator.device)  # puts its table there
-    global_step = 0 if checkpoint is None else load_checkpoint(accelerator, checkpoint)
+    global_step = 0 if checkpoint is None else training.load_checkpoint(accelerator, checkpoint)
 
     # 3. from here on files are written
     if accelerator.is_main_process:
-        open_output_dir(output_dir, settings, args.overwrite_output_dir)
-        trim_loss_log(output_dir, global_step)
+        training.open_output_dir(output_dir, settings, args.overwrite_output_dir)
+        training.trim_loss_log(output_dir, global_step)
     accelerator.wait_for_everyone()
     accelerator.init_trackers(
         "train",
@@ -237,11 +220,11 @@ def main(argv: list[str] | None = None) -> float:
     def log(values: dict[str, float]):
         accelerator.log(values, step=global_step)
         if accelerator.is_main_process:
-            append_to_loss_log(output_dir, global_step, values)
+            training.append_to_loss_log(output_dir, global_step, values)
 
     def sample(num_images: int, class_labels) -> torch.Tensor:
-        with trained_pipeline(unet, noise_scheduler, ema) as pipeline:
-            return sample_images(
+        with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
+            return training.sample_images(
                 accelerator,
                 pipeline,
                 num_images,
@@ -263,16 +246,16 @@ def main(argv: list[str] | None = None) -> float:
     recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
     mean_loss = math.nan
     is_last = is_stopped = False
-    batches = seeded_batches(dataloader, args.seed, global_step, steps_per_epoch, accumulation)
+    batches = training.seeded_batches(dataloader, args.seed, global_step, steps_per_epoch, accumulation)
     unet.train()
-    with noted_signals() as signals:
-        asked_to_stop = StopVote(accelerator, signals)
+    with training.noted_signals() as signals:
+        asked_to_stop = training.StopVote(accelerator, signals)
         while global_step < max_train_steps and not is_stopped:
             seed, (images, labels) = next(batches)
-            noisy_images, timesteps, target, is_dropped = training_batch(
+            noisy_images, timesteps, target, is_dropped = training.training_batch(
                 images, noise_scheduler, seed, accelerator, args.noise_offset, args.label_dropout
             )
-            torch.manual_seed(mixed((*seed, accelerator.process_index + 1)))  # of dropout
+            torch.manual_seed(training.mixed((*seed, accelerator.process_index + 1)))  # of dropout
             class_labels = None if num_classes is None else labels.masked_fill(is_dropped, num_classes)
             group = min(accumulation, batches_per_epoch - seed[-1] // accumulation * accumulation)  # less at the end
             with accelerator.accumulate(model):
@@ -296,14 +279,14 @@ def main(argv: list[str] | None = None) -> float:
             is_last = global_step == max_train_steps
             checkpoint_is_due = global_step % args.checkpointing_steps == 0 or is_last or is_stopped
             if global_step % args.logging_steps == 0 or checkpoint_is_due:
-                values = mean_losses(accelerator, recent_losses, args.ddpm_num_steps)
+                values = training.mean_losses(accelerator, recent_losses, args.ddpm_num_steps)
                 values["lr"] = lr_scheduler.get_last_lr()[0]
                 recent_losses.clear()
                 mean_loss = values["loss"]
                 if not math.isfinite(mean_loss):
                     raise ValueError(
                         f"The loss is {mean_loss} at step {global_step}, with `learning_rate` {args.learning_rate}. "
-                        f"Checkpoints before it: {[str(path) for path in list_checkpoints(output_dir)]}"
+                        f"Checkpoints before it: {[str(path) for path in training.list_checkpoints(output_dir)]}"
                     )
                 progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{values['lr']:.1e}", refresh=False)
                 log(values)
@@ -311,26 +294,26 @@ def main(argv: list[str] | None = None) -> float:
                 if global_step % args.save_images_steps == 0 or is_last:
                     images = sample(args.eval_batch_size, preview_labels)
                     if accelerator.is_main_process:
-                        save_preview(accelerator, output_dir, images, global_step)
+                        training.save_preview(accelerator, output_dir, images, global_step)
                 if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
                     images = sample(args.eval_num_images, eval_labels)
                     if distances is not None:
                         log(distances(images))
             except Exception:
                 if accelerator.num_processes == 1:  # what was trained is not lost; of several, some may wait elsewhere
-                    save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
+                    training.save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
                 raise
             if checkpoint_is_due:
-                save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
+                training.save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
     progress.close()
     if is_stopped and not is_last:
         accelerator.end_training()
-        logger.info(f"Stopped at step {global_step}. Continue, with the same launcher, by: {resume_command()}")
+        logger.info(f"Stopped at step {global_step}. Continue, with the same launcher, by: {training.resume_command()}")
         raise SystemExit(130)
 
     # 5. the pipeline
     if accelerator.is_main_process:
-        with trained_pipeline(unet, noise_scheduler, ema) as pipeline:
+        with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
             pipeline.save_pretrained(output_dir)  # whatever becomes of the upload
             logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
             if repo_id is not None:
