@@ -1,6 +1,9 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are whole or not there, and which of them a run may go on from."""
+"""
+Checkpoints that are whole or not there, and which of them a run may go on from. There must be an `Accelerator` already,
+whose main process logs.
+"""
 
 import json
 import re
