@@ -11,7 +11,6 @@ import argparse
 import logging
 import math
 import statistics
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +27,9 @@ from diffusers import (
 from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler.evaluation import frechet_distance, load_images
 
 from report import around, update
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-from evaluate import frechet_distance, load_images
 
 SIZE = 8
 BLUR = 0.1  # std around each digit, whose pixels are in [-1, 1]

@@ -10,34 +10,41 @@ seeds. The images are kept in the work folder, so that a run that was stopped go
 
 import argparse
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffusers
 import torch
+from accelerate import PartialState
 from matplotlib.figure import Figure
 
-from ddim_scheduler import EtaDDIMPipeline
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler.command_line import run
+from ddim_scheduler.evaluation import (
+    FEATURES,
+    Scores,
+    extract_features,
+    load_images,
+    load_network,
+    scores,
+    shuffled,
+)
+from ddim_scheduler.generation import generate_images, use_scheduler
 
 from report import around, update
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import generate
-from evaluate import FEATURES, Scores, extract_features, load_images, load_network, scores, shuffled
-
-# arguments of generate.py. The official code clips x_0 for sigma-hat alone; the last row is not the paper's.
-ROWS = {
-    "0": ["--eta", "0", "--no-clip_sample"],
-    "0.2": ["--eta", "0.2", "--no-clip_sample"],
-    "0.5": ["--eta", "0.5", "--no-clip_sample"],
-    "1": ["--eta", "1", "--no-clip_sample"],
-    "sigma-hat": ["--eta", "1", "--sigma_hat", "--clip_sample"],
-    "0-clipped": ["--eta", "0", "--clip_sample"],
+# eta, and what the scheduler's config has. The official code clips x_0 for sigma-hat alone; the last row is not the
+# paper's.
+ROWS: dict[str, tuple[float, dict[str, Any]]] = {
+    "0": (0.0, {"clip_sample": False}),
+    "0.2": (0.2, {"clip_sample": False}),
+    "0.5": (0.5, {"clip_sample": False}),
+    "1": (1.0, {"clip_sample": False}),
+    "sigma-hat": (1.0, {"clip_sample": True, "variance_type": "sigma_hat"}),
+    "0-clipped": (0.0, {"clip_sample": True}),
 }
+SCHEDULERS = {"EtaDDIMScheduler": EtaDDIMScheduler, "DDIMScheduler": diffusers.DDIMScheduler}
 MANY_STEPS = 1000
 # where the built-in steps to wrong noise levels for these numbers of steps, and `leading`, where it does not
 COMPARED = (("linspace", (10, 15, 20, 30)), ("trailing", (15, 30)), ("leading", (10, 20)))
@@ -56,9 +63,23 @@ class Cell(NamedTuple):
         name = f"{self.scheduler.removesuffix('Scheduler')}-{self.spacing or 'own'}-{self.row}-{self.steps}"
         return name.lower()
 
-    def arguments(self) -> list[str]:
-        spacing = [] if self.spacing is None else ["--timestep_spacing", self.spacing]
-        return ["--scheduler", self.scheduler, *spacing, "--num_inference_steps", str(self.steps), *ROWS[self.row]]
+    def generate(self, folder: Path, args: argparse.Namespace):
+        """Makes the images that the folder lacks."""
+        eta, changes = ROWS[self.row]
+        spacing = {} if self.spacing is None else {"timestep_spacing": self.spacing}
+        pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline)
+        use_scheduler(pipeline, SCHEDULERS[self.scheduler], **changes, **spacing)
+        generate_images(
+            pipeline,
+            folder,
+            args.num_images,
+            name=args.pipeline,
+            batch_size=args.batch_size,
+            num_inference_steps=self.steps,
+            eta=eta,
+            seed=args.seed,
+            state=PartialState(cpu=args.device == "cpu"),
+        )
 
 
 def table1_cells(steps: list[int], rows_of_many_steps: list[str]) -> list[Cell]:
@@ -113,9 +134,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for i, cell in enumerate(dict.fromkeys(cells)):
         print(f"{i + 1} of {len(set(cells))}: {cell}", flush=True)
         folder = args.work_dir / str(cell)
-        common = ["--num_images", args.num_images, "--batch_size", args.batch_size, "--seed", args.seed]
-        common += ["--output_dir", folder]
-        generate.main([args.pipeline, *cell.arguments(), *map(str, common)])
+        cell.generate(folder, args)
         images = load_images(folder)
         if reference_features is None:
             reference = load_images(args.reference, like=images)
@@ -268,8 +287,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             parser.error(f"--json and --plot must be files, but this is a folder: {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    if args.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # for generate.py
     results = json.loads(json.dumps(measure(args)))
     text = report(results)
     print(text, end="")
@@ -283,7 +300,4 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

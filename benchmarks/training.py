@@ -1,8 +1,8 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Times examples/train_unconditional.py against a minimal loop that does what diffusers' example does: float32, AdamW as
-torch has it by default, EMA, and each image decoded and transformed anew in every epoch. Both train the same UNet on
+Times `python -m ddim_scheduler.training` against a minimal loop that does what diffusers' example does: float32, AdamW
+as torch has it by default, EMA, and each image decoded and transformed anew in every epoch. Both train the same UNet on
 the same images, in processes of their own that take turns.
 
     python benchmarks/training.py --train_data_dir data/digits/train
@@ -27,11 +27,9 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
+from ddim_scheduler.training import find_folder_images, parse_args, train_unconditional
+
 from report import update, versions
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import train_unconditional
 
 MODELS = {
     "demo": "--resolution 16 --block_out_channels 32 64 64 --layers_per_block 1 --attention_resolutions",
@@ -142,7 +140,7 @@ def run(variant: str, model: str, train_data_dir: str, device: str) -> dict[str,
 def script(arguments: list[str], warm_up: int, steps: int) -> float:
     """Seconds that the script takes for the steps after the warm-up. Each line of its log waits for the device."""
     times: dict[int, float] = {}
-    train_unconditional.Accelerator.log = lambda self, values, step: times.setdefault(step, time.perf_counter())
+    Accelerator.log = lambda self, values, step: times.setdefault(step, time.perf_counter())
     with tempfile.TemporaryDirectory() as folder:
         arguments += ["--logging_steps", str(warm_up), "--logger", "none", "--output_dir", folder]
         train_unconditional.main([*arguments, "--eval_batch_size", "1", "--ddpm_num_inference_steps", "1"])
@@ -151,10 +149,10 @@ def script(arguments: list[str], warm_up: int, steps: int) -> float:
 
 def minimal_loop(arguments: list[str], warm_up: int, steps: int) -> float:
     """The same for a loop without what makes the script faster."""
-    args = train_unconditional.parse_args(arguments)
+    args = parse_args(arguments)
     accelerator = Accelerator(mixed_precision="no")
     images = ImagesFromFiles(args)
-    unet = train_unconditional.build_unet(args, images.channels, None)
+    unet = train_unconditional.load_unet(args, images.channels, None, accelerator.device)
     ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     ema.to(accelerator.device)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
@@ -185,7 +183,7 @@ class ImagesFromFiles(torch.utils.data.Dataset):
     """Decodes, scales, crops and mirrors an image each time it is asked for."""
 
     def __init__(self, args: argparse.Namespace):
-        self.paths, _, _ = train_unconditional.find_images(args)
+        self.paths = find_folder_images(args.train_data_dir).items
         self.size, self.channels = args.resolution[0], args.channels or 1
 
     def __len__(self) -> int:

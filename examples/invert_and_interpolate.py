@@ -21,6 +21,9 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from diffusers.utils import make_image_grid
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
+from ddim_scheduler.command_line import run
+from ddim_scheduler.generation import PICTURE_CHANNELS, image_shape
+from ddim_scheduler.image_files import IMAGE_MODES
 from ddim_scheduler.scheduling_ddim import TIMESTEP_SPACINGS
 
 PICTURE_STEPS = 50  # of interpolation and editing
@@ -32,9 +35,8 @@ EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 def load_images(pipeline: EtaDDIMPipeline, folder: Path, num_images: int, seed: int) -> torch.Tensor:
     """A random choice of a folder's images (with its sub-folders), in the UNet's size: (B, C, H, W) in [0, 1]."""
-    size = pipeline.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}[pipeline.unet.config.in_channels]
+    channels, height, width = image_shape(pipeline.unet)
+    mode = IMAGE_MODES[channels]
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     if len(paths) < num_images:
         raise ValueError(f"{num_images} images are asked for, but {folder} holds {len(paths)}.")
@@ -185,7 +187,7 @@ def main(argv: list[str] | None = None) -> Path:
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
     config = pipeline.unet.config
-    if config.num_class_embeds is not None or config.sample_size is None or config.in_channels not in (1, 3, 4):
+    if config.num_class_embeds is not None or config.sample_size is None or config.in_channels not in PICTURE_CHANNELS:
         parser.error(f"pipeline must have no classes, a `sample_size` and 1, 3 or 4 channels: {args.pipeline}")
     if args.num_inference_steps[-1] > len(pipeline.scheduler):
         parser.error(
@@ -217,4 +219,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

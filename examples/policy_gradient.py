@@ -17,6 +17,8 @@ from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from ddim_scheduler import EtaDDIMPipeline
+from ddim_scheduler.command_line import run
+from ddim_scheduler.generation import check_makes_pictures, image_shape
 
 
 def reward(images: torch.Tensor) -> torch.Tensor:
@@ -28,8 +30,7 @@ def reward(images: torch.Tensor) -> torch.Tensor:
 def rollout(pipeline: EtaDDIMPipeline, args: argparse.Namespace, generator: torch.Generator):
     """Samples images, and returns every (t, x_t, x_s, log-probability) on the way."""
     unet, scheduler = pipeline.unet, pipeline.scheduler
-    size = unet.config.sample_size
-    shape = (args.batch_size, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    shape = (args.batch_size, *image_shape(unet))
     sample = torch.randn(shape, generator=generator)
     trajectory = []
     for t in scheduler.timesteps:
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline)
     if pipeline.unet.config.num_class_embeds is not None or pipeline.unet.config.sample_size is None:
         parser.error(f"pipeline must have no classes and a `sample_size`: {args.pipeline}")
+    check_makes_pictures(pipeline.unet, args.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     unet, scheduler = pipeline.unet, pipeline.scheduler
     scheduler.set_timesteps(args.num_inference_steps)
@@ -98,4 +100,4 @@ def main(argv: list[str] | None = None) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

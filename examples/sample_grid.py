@@ -16,6 +16,8 @@ from diffusers import DDPMScheduler
 from diffusers.utils import make_image_grid
 
 from ddim_scheduler import EtaDDIMPipeline
+from ddim_scheduler.command_line import run
+from ddim_scheduler.generation import check_makes_pictures, image_shape
 
 TIMED_DDPM_STEPS = 20
 
@@ -41,6 +43,7 @@ def main(argv: list[str] | None = None) -> Path:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
+    check_makes_pictures(pipeline.unet, args.pipeline)
     num_embeds = pipeline.unet.config.num_class_embeds  # the last of them means no class
     labels = None if num_embeds is None else [k % max(1, num_embeds - 1) for k in range(args.num_images)]
     start = time.perf_counter()
@@ -69,9 +72,7 @@ def time_ddpm_step(pipeline: EtaDDIMPipeline, num_images: int, class_labels: lis
     """Seconds of one step of diffusers' ancestral sampler with the pipeline's UNet, the mean over a few."""
     unet = pipeline.unet
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, variance_type="fixed_small")
-    size = unet.config.sample_size
-    shape = (num_images, unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
-    sample = torch.randn(shape, device=unet.device)
+    sample = torch.randn(num_images, *image_shape(unet), device=unet.device)
     labels = None if class_labels is None else torch.tensor(class_labels, device=unet.device)
     start = time.perf_counter()
     for t in scheduler.timesteps[:TIMED_DDPM_STEPS]:
@@ -81,4 +82,4 @@ def time_ddpm_step(pipeline: EtaDDIMPipeline, num_images: int, class_labels: lis
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

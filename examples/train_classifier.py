@@ -15,48 +15,13 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+
+from ddim_scheduler.command_line import run
+from ddim_scheduler.evaluation import DigitClassifier
 
 NUM_CLASSES = 10
 BATCH_SIZE = 100
-
-
-class DigitClassifier(nn.Module):
-    """Logits (B, 10) of gray images, uint8 of shape (B, 1, H, W); they are resized to 28x28."""
-
-    num_features = 32
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(
-            *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Dropout(0.3), nn.Linear(32 * 7 * 7, self.num_features)),
-            *(nn.BatchNorm1d(self.num_features, affine=False), nn.ReLU()),  # features of about unit variance
-        )
-        self.head = nn.Linear(self.num_features, NUM_CLASSES)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The penultimate layer, (B, 32)."""
-        pixels = images.float()
-        if pixels.shape[-2:] != (28, 28):
-            pixels = F.interpolate(pixels, (28, 28), mode="bilinear", antialias=True)
-        return self.body(pixels / 127.5 - 1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(images))
-
-    @classmethod
-    def from_file(cls, path: Path) -> "DigitClassifier":
-        """Raises ValueError if the file does not hold weights of this network."""
-        classifier = cls()
-        try:
-            classifier.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{path} holds no weights of the classifier: {error}") from error
-        return classifier.eval()
 
 
 def load_digits(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +83,4 @@ def main(argv: list[str] | None = None) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

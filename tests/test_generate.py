@@ -16,7 +16,7 @@ import pytest
 from accelerate.state import PartialState
 from diffusers import DDPMScheduler
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, generation, image_generators
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -168,8 +168,8 @@ def test_refuses_images_that_are_not_finite(model, tmp_path):
 def test_second_run_of_other_settings_is_refused_before_there_is_an_image(model, tmp_path, monkeypatch):
     """Also if both found the folder empty."""
     arguments = [str(model), *OPTIONS, "--output_dir", str(tmp_path / "images")]
-    monkeypatch.setattr(generate, "image_generators", lambda *_: pytest.fail("a run made images"))
-    check, others = generate.check_output_dir, []
+    monkeypatch.setattr(generation, "image_generators", lambda *_: pytest.fail("a run made images"))
+    check, others = generation.check_output_dir, []
 
     def check_after_another_run(output_dir, num_images, settings):
         check(output_dir, num_images, settings)
@@ -178,7 +178,7 @@ def test_second_run_of_other_settings_is_refused_before_there_is_an_image(model,
             output_dir.mkdir()
             (output_dir / "settings.json").write_text(json.dumps(others[0]))
 
-    monkeypatch.setattr(generate, "check_output_dir", check_after_another_run)
+    monkeypatch.setattr(generation, "check_output_dir", check_after_another_run)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"^`eta` is 0.5, but 0.25 .* delete it"):
             generate.main(arguments)
@@ -196,6 +196,15 @@ def test_refuses_a_learned_variance_with_the_built_in(small_unet, tmp_path):
     assert generate.main(arguments) == 11
 
 
+@pytest.mark.parametrize("channels", [2, 5, 8])
+def test_refuses_a_model_whose_images_no_picture_shows(small_unet, tmp_path, channels):
+    unet = small_unet(in_channels=channels, out_channels=channels)
+    EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler()).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"model makes images of {channels} channels, but pictures have"):
+        generate.main([str(tmp_path / "model"), *OPTIONS, "--output_dir", str(tmp_path / "images")])
+    assert not (tmp_path / "images").exists()
+
+
 def test_another_run_may_end_first(tmp_path):
     """It cleans up, and with that takes the unfinished file of an image that it has made itself."""
     path = tmp_path / "000000.png"
@@ -205,7 +214,7 @@ def test_another_run_may_end_first(tmp_path):
         (unfinished,) = tmp_path.glob("unfinished-*")
         unfinished.unlink()
 
-    generate.write(path, 0, save)
+    generation.write(path, 0, save)
     assert [file.name for file in tmp_path.iterdir()] == ["000000.png"]
 
 

@@ -12,13 +12,12 @@ from accelerate.state import PartialState
 from safetensors.torch import save_file
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler.evaluation import DigitClassifier
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import closed_form
 import table1
-from train_classifier import DigitClassifier
 
 ROOT = Path(__file__).parents[1]
 

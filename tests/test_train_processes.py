@@ -19,7 +19,10 @@ import PIL.Image
 import pytest
 from accelerate import Accelerator
 
-from training import EXAMPLES, TINY, train, train_unconditional, write_classifier, write_images
+from ddim_scheduler.training import list_checkpoints, noted_signals
+from ddim_scheduler.training.train_unconditional import main
+
+from training import EXAMPLES, TINY, train, write_classifier, write_images
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def evaluation(tmp_path_factory):
 def server():
     """Forks processes that have imported the script already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLES), str(Path(__file__).parent)]))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["training"])
@@ -55,7 +58,7 @@ def server():
 
 def run_rank(arguments: list[str], environment: dict[str, str]):
     os.environ.update(environment)
-    train_unconditional.main(arguments)
+    main(arguments)
 
 
 def free_port() -> int:
@@ -89,7 +92,7 @@ def read_losses(output_dir: Path) -> list[dict[str, float]]:
 
 def result(output_dir: Path):
     """All that must not depend on what happened: weights, EMA, optimizer, schedule, losses, pictures, to the bit."""
-    last = train_unconditional.list_checkpoints(output_dir)[-1]
+    last = list_checkpoints(output_dir)[-1]
     sums = json.loads((last / "checksums.json").read_text())
     pictures = {path.name: path.read_bytes() for path in (output_dir / "samples").iterdir()}
     weights = (output_dir / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -144,7 +147,7 @@ def test_killed_run_equals_the_uninterrupted_one(server, evaluation, tmp_path, n
     finish(start(server, num_processes, *command))
     assert result(killed) == expected
     assert not list(killed.glob("unfinished*"))
-    assert len(train_unconditional.list_checkpoints(killed)) == 2
+    assert len(list_checkpoints(killed)) == 2
 
 
 # ----------------------------------------------------------------------------------------------------- two processes
@@ -344,7 +347,7 @@ def test_interrupted_run_saves_and_says_how_to_go_on(image_folder, tmp_path, mon
 
 
 def test_third_signal_is_not_waited_for():
-    with train_unconditional.noted_signals() as signals:
+    with noted_signals() as signals:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert len(signals) == 2

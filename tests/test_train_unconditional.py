@@ -13,19 +13,29 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, evaluation, training
+from ddim_scheduler.scheduling_ddim import PREDICTION_TYPES
+from ddim_scheduler.training import (
+    ImageDataset,
+    find_dataset_images,
+    loss_weights,
+    mean_losses,
+    parse_args,
+    train_unconditional,
+    training_batch,
+    unet_from_config,
+)
 
 import hub_server
 from training import (
     EXAMPLES,
     TINY,
-    evaluate,
     forget_accelerator,
     train,
-    train_unconditional,
     write_classifier,
     write_images,
 )
@@ -147,9 +157,7 @@ def test_old_checkpoints_are_deleted(image_folder, tmp_path):
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_learning_rate_counts_optimizer_steps(image_folder, tmp_path, monkeypatch, accumulation):
     rates = []
-    monkeypatch.setattr(
-        train_unconditional.Accelerator, "log", lambda self, values, step: rates.append((step, values["lr"]))
-    )
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: rates.append((step, values["lr"])))
     common = ("--train_data_dir", image_folder, "--logger", "none", "--output_dir", tmp_path / "model")
     train(*common, "--max_train_steps", 8, "--gradient_accumulation_steps", accumulation, "--checkpointing_steps", 1)
     expected = [0.5, 1.0, *(0.5 * (1 + np.cos(np.pi * k / 6)) for k in range(1, 7))]
@@ -157,15 +165,15 @@ def test_learning_rate_counts_optimizer_steps(image_folder, tmp_path, monkeypatc
     assert np.abs(np.array([lr for _, lr in rates]) / 1e-3 - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("prediction_type", train_unconditional.PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_targets(prediction_type):
-    accelerator = train_unconditional.Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True)
     scheduler = EtaDDIMScheduler(prediction_type=prediction_type)
     images = torch.rand(64, 1, 4, 4) * 2 - 1
-    noisy, timesteps, target, _ = train_unconditional.training_batch(images, scheduler, (0, 1, 2), accelerator)
-    again = train_unconditional.training_batch(images, scheduler, (0, 1, 2), accelerator)
+    noisy, timesteps, target, _ = training_batch(images, scheduler, (0, 1, 2), accelerator)
+    again = training_batch(images, scheduler, (0, 1, 2), accelerator)
     assert all(torch.equal(a, b) for a, b in zip((noisy, timesteps, target), again, strict=False))
-    assert not torch.equal(noisy, train_unconditional.training_batch(images, scheduler, (0, 1, 3), accelerator)[0])
+    assert not torch.equal(noisy, training_batch(images, scheduler, (0, 1, 3), accelerator)[0])
     # a model that returns the target is exact: its x_0 is the image
     scheduler = EtaDDIMScheduler(prediction_type=prediction_type, clip_sample=False)
     scheduler.set_timesteps(10)
@@ -173,11 +181,11 @@ def test_targets(prediction_type):
 
 
 def test_offset_noise_and_dropped_labels():
-    accelerator = train_unconditional.Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True)
     scheduler = EtaDDIMScheduler()
     images = torch.zeros(4000, 2, 4, 4)
-    *_, target, is_dropped = train_unconditional.training_batch(images, scheduler, (0,), accelerator, 0.5, 0.25)
-    plain = train_unconditional.training_batch(images, scheduler, (0,), accelerator)
+    *_, target, is_dropped = training_batch(images, scheduler, (0,), accelerator, 0.5, 0.25)
+    plain = training_batch(images, scheduler, (0,), accelerator)
     offset = target - plain[2]
     assert (offset - offset[:, :, :1, :1]).abs().max() < 1e-5
     assert abs(offset[:, :, 0, 0].std().item() - 0.5) < 0.02
@@ -186,16 +194,16 @@ def test_offset_noise_and_dropped_labels():
     assert target.dtype == torch.float32
 
 
-@pytest.mark.parametrize("prediction_type", train_unconditional.PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_min_snr_weights(prediction_type, zero_snr):
     """A wrong x_0 costs min(SNR, gamma) times its squared error, whatever the model predicts."""
     gamma = 5.0
     scheduler = EtaDDIMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr, clip_sample=False)
-    weights = train_unconditional.loss_weights(scheduler, gamma)
+    weights = loss_weights(scheduler, gamma)
     assert weights.shape == (1000,)
     assert weights.isfinite().all()
-    assert (train_unconditional.loss_weights(scheduler, None) == 1).all()
+    assert (loss_weights(scheduler, None) == 1).all()
     if zero_snr:
         assert weights[-1] == (1 if prediction_type == "epsilon" else 0)
     bars = scheduler.alphas_cumprod.double()
@@ -219,9 +227,9 @@ def test_zero_terminal_snr_with_min_snr_trains(image_folder, tmp_path, predictio
 
 
 def test_loss_of_each_quarter_of_the_timesteps():
-    accelerator = train_unconditional.Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True)
     recent = [(torch.tensor([1.0, 2.0]), torch.tensor([0, 249])), (torch.tensor([6.0]), torch.tensor([999]))]
-    assert train_unconditional.mean_losses(accelerator, recent, 1000) == {
+    assert mean_losses(accelerator, recent, 1000) == {
         "loss": 3.0,
         "loss/timesteps_0-249": 1.5,
         "loss/timesteps_750-999": 6.0,
@@ -295,12 +303,12 @@ def test_evaluation_equals_that_of_the_saved_pipeline(tmp_path, classifier_file,
     pipeline = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
     labels = [0] * 27 + [1] * 9 if class_conditional else None
     images = pipeline(batch_size=36, num_inference_steps=3, seed=0, class_labels=labels, output_type="pt").images
-    network = evaluate.load_network("digits", classifier_file)
-    features = evaluate.extract_features((images * 255).round().byte(), network)
-    reference = evaluate.extract_features(evaluate.load_images(tmp_path / "images"), network)
-    assert logged[1]["eval/frechet"] == pytest.approx(evaluate.frechet_distance(features, reference), rel=1e-3)
+    network = evaluation.load_network("digits", classifier_file)
+    features = evaluation.extract_features((images * 255).round().byte(), network)
+    reference = evaluation.extract_features(evaluation.load_images(tmp_path / "images"), network)
+    assert logged[1]["eval/frechet"] == pytest.approx(evaluation.frechet_distance(features, reference), rel=1e-3)
     # by subsets, which are others in another order of the images
-    assert logged[1]["eval/kernel"] == pytest.approx(evaluate.kernel_distance(features, reference)[0], rel=0.05)
+    assert logged[1]["eval/kernel"] == pytest.approx(evaluation.kernel_distance(features, reference)[0], rel=0.05)
 
 
 def test_evaluation_changes_nothing_else(tmp_path, classifier_file):
@@ -352,17 +360,17 @@ def test_evaluation_that_cannot_be_is_refused(image_folder, tmp_path, classifier
 
 
 def test_evaluation_without_its_packages_is_refused(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "evaluate", None)
-    with pytest.raises(ValueError, match=r"`eval_every` needs the packages of evaluate\.py: pip install"):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    with pytest.raises(ValueError, match=r'`eval_every` needs torchmetrics: pip install "ddim-scheduler\[eval\]"'):
         train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--eval_every", 1)
     assert not (tmp_path / "model").exists()
 
 
 def test_help_has_each_default_and_the_features_of_evaluate(capsys):
     with pytest.raises(SystemExit):
-        train_unconditional.parse_args(["--help"])
+        parse_args(["--help"])
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"{{{','.join(evaluate.FEATURES)}}}" in printed
+    assert f"{{{','.join(evaluation.FEATURES)}}}" in printed
     assert "seed of weights, data order, noise and previews (default: 0)" in printed
     assert "(default: None)" not in printed
     assert "(default: False)" not in printed
@@ -377,8 +385,11 @@ def write(path, array):
 
 def load(folder, *arguments):
     arguments = ["--train_data_dir", str(folder), *map(str, arguments)]
-    arguments = train_unconditional.parse_args(arguments)
-    return train_unconditional.ImageDataset(arguments, *train_unconditional.find_images(arguments))
+    return load_dataset(arguments)
+
+
+def load_dataset(arguments):
+    return train_unconditional.load_dataset(parse_args(arguments), Accelerator(cpu=True))
 
 
 def test_images_are_decoded_without_loss(tmp_path):
@@ -439,20 +450,17 @@ def test_dataset_name(tmp_path, monkeypatch):
         write(tmp_path / f"{k}.png", np.full((8, 8), k, dtype=np.uint8))
     data = datasets.Dataset.from_dict({"image": [e["path"] for e in encoded]}).cast_column("image", datasets.Image())
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: data)
-    arguments = train_unconditional.parse_args(["--dataset_name", "some/set", "--resolution", "8"])
-    dataset = train_unconditional.ImageDataset(arguments, *train_unconditional.find_images(arguments))
+    arguments = ["--dataset_name", "some/set", "--resolution", "8"]
+    dataset = load_dataset(arguments)
     assert {round((item.mean().item() + 1) / 2 * 255) for item, _ in dataset} == {0, 1, 2}
     with pytest.raises(ValueError, match="`image_column`"):
-        train_unconditional.find_images(
-            train_unconditional.parse_args(["--dataset_name", "some/set", "--image_column", "img"])
-        )
+        load_dataset([*arguments, "--image_column", "img"])
     with_nothing = datasets.Dataset.from_dict({"image": [encoded[0]["path"], None], "k": [1, 2]})
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: with_nothing)
     with pytest.raises(ValueError, match="number 1 of the data set cannot be read"):
-        train_unconditional.ImageDataset(arguments, *train_unconditional.find_images(arguments))
-    arguments.image_column = "k"
+        load_dataset(arguments)
     with pytest.raises(ValueError, match="`image_column` 'k' holds no images"):
-        train_unconditional.find_images(arguments)
+        load_dataset([*arguments, "--image_column", "k"])
 
 
 @pytest.mark.parametrize(
@@ -496,10 +504,8 @@ def test_alpha_is_kept_if_asked_for(tmp_path):
 def test_model_config_is_used_at_the_resolution_and_with_the_classes(tmp_path):
     config = {"sample_size": 64, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4, "dropout": 0.5}
     UNet2DModel(block_out_channels=(8,) * 4, num_class_embeds=1000, **config).save_config(tmp_path)
-    arguments = ["--train_data_dir", str(tmp_path), "--model_config_name_or_path", str(tmp_path)]
-    arguments = train_unconditional.parse_args([*arguments, "--resolution", "16", "32"])
     for num_classes, embeddings in ((None, None), (10, 11)):
-        unet = train_unconditional.build_unet(arguments, 1, num_classes)
+        unet = unet_from_config(tmp_path, [16, 32], 1, num_classes)
         assert list(unet.config.sample_size) == [16, 32]
         assert unet.config.num_class_embeds == embeddings
         assert unet.config.dropout == 0.5
@@ -540,22 +546,20 @@ def test_labels_of_a_data_set(tmp_path, monkeypatch):
     images = [str(tmp_path / "a.png")] * 3
     named = datasets.Dataset.from_dict({"image": images, "label": [1, 0, 1]})
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    arguments = train_unconditional.parse_args(["--dataset_name", "some/set", "--class_conditional"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: named.cast(features))
-    assert train_unconditional.find_images(arguments)[1:] == ([1, 0, 1], ["cat", "dog"])
+    assert find_dataset_images("some/set", class_conditional=True)[1:] == ([1, 0, 1], ["cat", "dog"])
     other = datasets.Dataset.from_dict({"image": images, "label": ["x", "y", "x"]}).cast_column(
         "image", datasets.Image()
     )
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: other)
-    assert train_unconditional.find_images(arguments)[1:] == ([0, 1, 0], ["x", "y"])
+    assert find_dataset_images("some/set", class_conditional=True)[1:] == ([0, 1, 0], ["x", "y"])
     for label in (None, -1):
         unlabelled = datasets.Dataset.from_dict({"image": images, "label": [0, 1, label]}, features=features)
         monkeypatch.setattr(datasets, "load_dataset", lambda *args, data=unlabelled, **kwargs: data)
         with pytest.raises(ValueError, match=f"`label` of number 2 of the data set is {label}, which is no class"):
-            train_unconditional.find_images(arguments)
-    arguments.label_column = "class"
+            find_dataset_images("some/set", class_conditional=True)
     with pytest.raises(ValueError, match="`label_column` must be one of"):
-        train_unconditional.find_images(arguments)
+        find_dataset_images("some/set", label_column="class", class_conditional=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
@@ -600,7 +604,7 @@ def test_labels_of_a_data_set(tmp_path, monkeypatch):
 )
 def test_bad_argument(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        train_unconditional.parse_args(list(arguments))
+        parse_args(list(arguments))
     assert message in capsys.readouterr().err
 
 
@@ -662,10 +666,60 @@ def test_bad_run_writes_nothing(image_folder, tmp_path, arguments, message):
     assert not (tmp_path / "model").exists()
 
 
+LEVELS = {"block_out_channels": (8,) * 4, "norm_num_groups": 4, "in_channels": 1, "out_channels": 1}
+THREE_LEVELS = {
+    **{**LEVELS, "block_out_channels": (8,) * 3},
+    **{"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        (LEVELS, ("--resolution", 28), r"`resolution` must be a multiple of 8 .* '{path}', but is \[28, 28\]"),
+        (THREE_LEVELS, ("--resolution", 16, 18), r"`resolution` must be a multiple of 4 .* but is \[16, 18\]"),
+        ({**LEVELS, "class_embed_type": "timestep"}, (), "'{path}' has the `class_embed_type` 'timestep'"),
+        ({**LEVELS, "class_embed_type": "identity"}, ("--class_conditional",), "'{path}' makes a network that fails"),
+        ({**LEVELS, "time_embedding_type": "fourier"}, (), r"'{path}' .* not finite at the timesteps \[0\].*'fourier'"),
+        ({**LEVELS, "freq_shift": 4}, (), r"'{path}' makes a network whose output is not finite at .* \[0, 999\]"),
+        (
+            {**LEVELS, "time_embedding_type": "learned", "num_train_timesteps": 500},
+            ("--ddpm_num_steps", 501),
+            r"'{path}' makes a network that fails .* at the timesteps \[0, 500\]",
+        ),
+        ({**LEVELS, "norm_num_groups": 3}, (), "'{path}' makes no UNet2DModel: num_channels"),
+        ({**THREE_LEVELS, "up_block_types": ("UpBlock2D",)}, (), "'{path}' makes no UNet2DModel"),
+    ],
+)
+def test_model_config_that_cannot_train_is_refused(image_folder, tmp_path, config, options, message):
+    """By name, with its value, and before anything is written."""
+    path = tmp_path / "config"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", **config}))
+    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model")
+    message = r"`model_config_name_or_path` " * message.startswith("'") + message.replace("{path}", str(path))
+    with pytest.raises(ValueError, match=message):
+        train(*common, "--model_config_name_or_path", path, *options)
+    assert not (tmp_path / "model").exists()
+
+
+def test_trying_a_model_config_draws_nothing(tmp_path):
+    """The weights, and what comes after them, are those of the model that is built without the trial."""
+    UNet2DModel(**LEVELS).save_config(tmp_path)
+    config = {**UNet2DModel.load_config(tmp_path), "sample_size": 16, "num_class_embeds": None}
+    torch.manual_seed(0)
+    expected, then = UNet2DModel.from_config(config), torch.rand(3)
+    torch.manual_seed(0)
+    unet = unet_from_config(tmp_path, [16, 16], 1)
+    assert torch.equal(torch.rand(3), then)
+    assert unet.training
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), expected.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("distributed_type", ["FSDP", "DEEPSPEED"])
 def test_sharded_training_is_refused(image_folder, tmp_path, monkeypatch, distributed_type):
-    distributed_type = train_unconditional.DistributedType(distributed_type)
-    monkeypatch.setattr(train_unconditional.Accelerator, "distributed_type", distributed_type)
+    distributed_type = DistributedType(distributed_type)
+    monkeypatch.setattr(Accelerator, "distributed_type", distributed_type)
     with pytest.raises(ValueError, match=f"`distributed_type` {distributed_type.value} is not supported.*DDP"):
         train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model")
     assert not (tmp_path / "model").exists()
@@ -730,15 +784,14 @@ def test_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
 def test_preview_that_fails_loses_no_training(image_folder, tmp_path, monkeypatch):
     common = ("--train_data_dir", image_folder, "--logger", "none", "--max_train_steps", 3)
     train(*common, "--output_dir", tmp_path / "whole")
-    sample_images = train_unconditional.sample_images
 
-    def out_of_memory(*_):
+    def out_of_memory(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(train_unconditional, "sample_images", out_of_memory)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        train(*common, "--output_dir", tmp_path / "model")
-    monkeypatch.setattr(train_unconditional, "sample_images", sample_images)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "sample_images", out_of_memory)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(*common, "--output_dir", tmp_path / "model")
     train(*common, "--output_dir", tmp_path / "model", "--resume_from_checkpoint", "latest")
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in weights(tmp_path / "model").items())
@@ -829,9 +882,8 @@ def test_sixteen_bit_colour_is_refused(tmp_path):
 
 
 def test_unreadable_image_of_a_data_set_is_named():
-    arguments = train_unconditional.parse_args(["--dataset_name", "some/set"])
     with pytest.raises(ValueError, match="number 0 of the data set cannot be read"):
-        train_unconditional.ImageDataset(arguments, [{"bytes": b"no image", "path": None}], [0])
+        ImageDataset([{"bytes": b"no image", "path": None}], [0], resolution=[64, 64])
 
 
 def test_image_outside_of_the_class_folders_is_named(image_folder, tmp_path):

@@ -1,6 +1,5 @@
 """What the tests of the training script share: a tiny run, its images, and how to start it in this process."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +8,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import save_file
 
+from ddim_scheduler.evaluation import DigitClassifier
+from ddim_scheduler.training.train_unconditional import main
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import train_unconditional  # noqa: E402
-
-import evaluate  # noqa: E402
-
 TINY = [
     *("--resolution", "16", "--block_out_channels", "8", "16", "--layers_per_block", "1", "--attention_resolutions"),
     *("--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "2", "--use_ema"),
@@ -35,7 +31,7 @@ def write_images(folder: Path, number: int = 16):
 def write_classifier(path: Path) -> Path:
     """A network for `--eval_features digits`, with random weights."""
     torch.manual_seed(0)
-    save_file(evaluate.DigitClassifier().state_dict(), path)
+    save_file(DigitClassifier().state_dict(), path)
     return path
 
 
@@ -46,4 +42,4 @@ def forget_accelerator():
 
 def train(*arguments) -> float:
     forget_accelerator()
-    return train_unconditional.main([*TINY, *map(str, arguments)])
+    return main([*TINY, *map(str, arguments)])

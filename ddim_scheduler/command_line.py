@@ -1,0 +1,42 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of this package and the examples share: one line for an error, and packages of the extras."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def run(main: Callable[[], Any]):
+    """Runs the `main` of a command, and ends with `error: ...` instead of a traceback where its input is at fault."""
+    try:
+        main()
+    except (ImportError, NotImplementedError, OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def import_extra(name: str, extra: str) -> Any:
+    """
+    Imports a module of an optional package.
+
+    Args:
+        name: Full name of the module, as in `import`.
+        extra: The extra of this package that installs it, `"train"` or `"eval"`.
+
+    Raises:
+        ImportError: If it cannot be imported; the message says what to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise ImportError(f'needs {package}: pip install "ddim-scheduler[{extra}]" ({error})') from error
+
+
+def launched_as() -> list[str]:
+    """What Python was told to run in this process: a file, or `-m` and a module."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.origin == sys.argv[0]:
+        return ["-m", spec.name.removesuffix(".__main__")]
+    return sys.argv[:1]

@@ -1,0 +1,153 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network that is trained: built from options, or from a config, which is tried before anything is written."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+
+
+def build_unet(
+    resolution: Sequence[int],
+    channels: int,
+    num_classes: int | None = None,
+    *,
+    block_out_channels: Sequence[int] = (128, 256, 256, 256),
+    layers_per_block: int = 2,
+    attention_resolutions: Sequence[int] = (16,),
+) -> UNet2DModel:
+    """
+    A UNet with random weights, in the global generator's state.
+
+    Args:
+        resolution: Height and width of the images, multiples of 2^(levels - 1).
+        channels: Channels of the images.
+        num_classes: If given, the network has one embedding more than there are classes, whose number, the last, means
+            no class.
+        block_out_channels: The widths of the levels, multiples of 8 where there is attention.
+        layers_per_block: Residual blocks per level.
+        attention_resolutions: Heights of the maps that have attention.
+
+    Raises:
+        ValueError: If `resolution` or `block_out_channels` are no such multiples.
+    """
+    height = resolution[0]
+    num_levels = len(block_out_channels)
+    if not _divides(2 ** (num_levels - 1), resolution):
+        raise ValueError(
+            f"`resolution` must be a multiple of {2 ** (num_levels - 1)} for {num_levels} levels in "
+            f"`block_out_channels`, but is {[*resolution]}."
+        )
+    attention = [height // 2**i in attention_resolutions for i in range(num_levels)]
+    if any(a and width % 8 for a, width in zip(attention, block_out_channels, strict=True)):
+        raise ValueError(
+            f"`block_out_channels` {[*block_out_channels]} must be multiples of 8 where there is attention: "
+            f"{[*attention_resolutions]}."
+        )
+    return UNet2DModel(
+        sample_size=_sample_size(resolution),
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(block_out_channels),
+        layers_per_block=layers_per_block,
+        norm_num_groups=math.gcd(32, *block_out_channels),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        num_class_embeds=_num_class_embeds(num_classes),
+    )
+
+
+def unet_from_config(
+    model_config_name_or_path: str | Path,
+    resolution: Sequence[int],
+    channels: int,
+    num_classes: int | None = None,
+    *,
+    num_train_timesteps: int = 1000,
+    device: str | torch.device = "cpu",
+) -> UNet2DModel:
+    """
+    A UNet of a config at another resolution and with other classes, with random weights. One forward pass shows that
+    it can be trained and sampled.
+
+    Args:
+        model_config_name_or_path: Folder, file or Hub id of the config of a `UNet2DModel`.
+        resolution, channels, num_classes: As of `build_unet`.
+        num_train_timesteps: Number of noise levels T: the network is tried at the timesteps 0 and T - 1.
+        device: Where the network is tried, and stays.
+
+    Raises:
+        ValueError: If the config makes no network of so many channels, or its output for such images is an error, of
+            another shape, or not finite.
+    """
+    name = f"`model_config_name_or_path` {str(model_config_name_or_path)!r}"
+    changes = {"sample_size": _sample_size(resolution), "num_class_embeds": _num_class_embeds(num_classes)}
+    try:
+        config = UNet2DModel.load_config(model_config_name_or_path)
+        unet = UNet2DModel.from_config({**config, **changes}).to(device)
+    except Exception as error:  # whatever a wrong value makes of the layers
+        raise ValueError(f"{name} makes no UNet2DModel: {error}") from error
+    if unet.config.in_channels != channels:
+        raise ValueError(f"The UNet takes {unet.config.in_channels} channels, but the images have {channels}.")
+    if unet.config.out_channels != channels:
+        raise ValueError(
+            f"The UNet returns {unet.config.out_channels} channels, but the images have {channels}: learned "
+            "variances are not trained."
+        )
+    if num_classes is None and unet.config.class_embed_type is not None:
+        raise ValueError(
+            f"{name} has the `class_embed_type` {unet.config.class_embed_type!r}, which needs `class_conditional`."
+        )
+    _try(unet, name, resolution, num_classes, num_train_timesteps)
+    return unet
+
+
+@torch.no_grad()
+def _try(unet: UNet2DModel, name: str, resolution: Sequence[int], num_classes: int | None, num_train_timesteps: int):
+    """Refuses a network that cannot compute a finite output at the first and the last timestep."""
+    # of a generator of its own, so that the run draws the same numbers with and without this
+    images = torch.randn(2, unet.config.in_channels, *resolution, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, num_train_timesteps - 1], device=unet.device)
+    labels = None if num_classes is None else torch.tensor([0, num_classes], device=unet.device)
+    unet.eval()
+    try:
+        output = unet(images.to(unet.device), timesteps, labels).sample
+    except Exception as error:
+        multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+        if not _divides(multiple, resolution):
+            raise ValueError(
+                f"`resolution` must be a multiple of {multiple} for the {len(unet.config.block_out_channels)} levels "
+                f"of {name}, but is {[*resolution]}."
+            ) from error
+        raise ValueError(
+            f"{name} makes a network that fails for images of the `resolution` {[*resolution]} at the timesteps "
+            f"{timesteps.tolist()}: {error}"
+        ) from error
+    finally:
+        unet.train()
+    if output.shape != images.shape:
+        raise ValueError(
+            f"{name} makes a network whose output has the size {[*output.shape[2:]]}, not {[*resolution]}."
+        )
+    is_finite = output.isfinite().flatten(1).all(1)
+    if not is_finite.all():
+        raise ValueError(
+            f"{name} makes a network whose output is not finite at the timesteps {timesteps[~is_finite].tolist()}, "
+            f"with the `time_embedding_type` {unet.config.time_embedding_type!r}."
+        )
+
+
+def _divides(number: int, resolution: Sequence[int]) -> bool:
+    return not any(side % number for side in resolution)
+
+
+def _sample_size(resolution: Sequence[int]) -> int | tuple[int, int]:
+    height, width = resolution
+    return height if height == width else (height, width)
+
+
+def _num_class_embeds(num_classes: int | None) -> int | None:
+    return None if num_classes is None else num_classes + 1

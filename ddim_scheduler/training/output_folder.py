@@ -1,0 +1,119 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""The folder that a run writes: may it, who else does, and what is deleted there."""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import SETTINGS, list_checkpoints
+
+logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "pipeline.py", "sample.png", "samples", "logs", SETTINGS)
+
+
+def check_output_dir(
+    output_dir: str | Path, inputs: Mapping[str, str | Path | None], overwrite: bool = False, resume: bool = False
+):
+    """
+    Refuses a folder that cannot be written to, or that holds what nobody said may go.
+
+    Args:
+        output_dir: The folder, which need not be there yet.
+        inputs: What the run reads, by the names of the options; `train_data_dir` must not hold the folder, and none
+            of them may be deleted with what a former run wrote.
+        overwrite: Whether that is to be deleted.
+        resume: Whether its run is to be continued.
+
+    Raises:
+        ValueError: If so; nothing was changed.
+    """
+    output_dir = Path(output_dir).absolute()
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"`output_dir` is no folder: {output_dir}")
+    existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
+        raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission in {existing}.")
+    train_data_dir = inputs.get("train_data_dir")
+    if train_data_dir is not None and output_dir.resolve().is_relative_to(Path(train_data_dir).resolve()):
+        raise ValueError(
+            f"`output_dir` {output_dir} is in `train_data_dir`: its previews would be trained on, if resumed."
+        )
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return
+    is_of_a_run = (output_dir / LOCK).is_file() or (output_dir / SETTINGS).is_file()
+    if overwrite:
+        if not is_of_a_run:
+            raise ValueError(f"`output_dir` {output_dir} holds files, but of no training: nothing is deleted there.")
+        for name, given in inputs.items():
+            if given and any(Path(given).resolve().is_relative_to(path.resolve()) for path in outputs(output_dir)):
+                raise ValueError(f"`overwrite_output_dir` would delete `{name}`, {given}.")
+    elif not resume or not (is_of_a_run or list_checkpoints(output_dir)):
+        raise ValueError(
+            f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
+        )
+
+
+def open_output_dir(output_dir: Path, settings: Mapping[str, Any], overwrite: bool = False):
+    """
+    Makes the folder, locks it, clears away what is to go, and writes the settings of the run. For one process.
+
+    Args:
+        output_dir: A folder that `check_output_dir` has let pass.
+        settings: For `training_args.json`.
+        overwrite: Delete what a former run wrote, and nothing else.
+
+    Raises:
+        ValueError: If another run is writing there.
+        OSError: If the folder cannot be written.
+    """
+    lock(output_dir)
+    for path in outputs(output_dir) if overwrite else []:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in output_dir.glob("unfinished-checkpoint-*"):
+        shutil.rmtree(path)
+    write_whole(output_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+
+def lock(output_dir: Path):
+    """Keeps other runs out of the folder until this process ends, in whatever way; makes the folder."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file = os.open(output_dir / LOCK, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"`output_dir` {output_dir} is in use by another run.") from None
+    except OSError as error:  # a file system without locks
+        logger.warning(f"{output_dir} cannot be locked ({error}): start no second run there.")
+
+
+def outputs(output_dir: Path) -> list[Path]:
+    """What a run writes, whether it is there or not."""
+    return [*list_checkpoints(output_dir), *(output_dir / name for name in OTHER_OUTPUTS)]
+
+
+def write_whole(path: Path, text: str):
+    """
+    Writes a file under another name first, so that a kill leaves the old one or the new one.
+
+    Raises:
+        OSError: If it cannot be written; an old one is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    try:
+        unfinished.write_text(text)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}") from error
+    unfinished.replace(path)

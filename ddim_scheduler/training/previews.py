@@ -1,0 +1,165 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a run shows of its model while it trains: pictures, and the distance of its images from the data."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
+from diffusers.utils import make_image_grid
+
+from .. import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
+from ..command_line import import_extra
+from ..evaluation import extract_features, frechet_distance, kernel_distance, load_network
+from .images import ImageDataset
+
+
+@contextlib.contextmanager
+def trained_pipeline(
+    unet: UNet2DModel, noise_scheduler: EtaDDIMScheduler, ema: EMAModel | None = None
+) -> Iterator[EtaDDIMPipeline]:
+    """
+    A pipeline of the model as it is now, in evaluation mode, until the training goes on.
+
+    Args:
+        unet: The model, not as accelerate wraps it.
+        noise_scheduler: Its config is that of the sampler.
+        ema: If given, the model has these averaged weights meanwhile.
+    """
+    if ema is not None:
+        ema.store(unet.parameters())
+        ema.copy_to(unet.parameters())
+    unet.eval()
+    pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler.from_config(noise_scheduler.config))
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        yield pipeline
+    finally:
+        unet.train()
+        if ema is not None:
+            ema.restore(unet.parameters())
+
+
+def sample_images(
+    accelerator: Accelerator,
+    pipeline: EtaDDIMPipeline,
+    num_images: int,
+    class_labels: Sequence[int] | None = None,
+    *,
+    batch_size: int = 64,
+    num_inference_steps: int = 50,
+    seed: int = 0,
+) -> torch.Tensor:
+    """
+    Images made by all processes, which all call it. Image k depends on (seed, k) and its class alone, so that it is the
+    same each time and for any number of processes.
+
+    Args:
+        accelerator: Says which images are this process's, and gathers those of all.
+        pipeline: Makes them, by DDIM.
+        num_images: Number over all processes.
+        class_labels: Taken by turns, for a model with classes.
+        batch_size: Images at once, over all processes.
+        num_inference_steps: Steps of the sampler.
+        seed: Of the set of images.
+
+    Returns:
+        All images, uint8 (N, C, H, W), in each process.
+    """
+    images = []
+    for start in range(0, num_images, batch_size):
+        size = min(batch_size, num_images - start)
+        share = math.ceil(size / accelerator.num_processes)  # if it is rounded up, the last ones are dropped
+        indices = range(start + accelerator.process_index * share, start + (accelerator.process_index + 1) * share)
+        mine = pipeline(
+            batch_size=share,
+            num_inference_steps=num_inference_steps,
+            generator=image_generators(seed, indices),
+            class_labels=None if class_labels is None else [class_labels[k % len(class_labels)] for k in indices],
+            output_type="pt",
+        ).images
+        images.append(accelerator.gather((mine * 255).round().byte())[:size].cpu())
+    return torch.cat(images)
+
+
+def save_preview(accelerator: Accelerator, output_dir: str | Path, images: torch.Tensor, step: int):
+    """
+    Writes images as one PNG, `samples/step-N.png` and `sample.png`, and to the trackers. For the main process.
+
+    Args:
+        accelerator: Has the trackers.
+        output_dir: The folder of the run.
+        images: uint8 (N, C, H, W). Of two channels the first is shown, of more than three the first three.
+        step: Number of optimizer steps done.
+    """
+    images = images[:, : 3 if images.shape[1] >= 3 else 1]  # what a PNG shows of other numbers of channels
+    columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
+    pictures = EtaDDIMPipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy() / 255)
+    grid = make_image_grid(pictures, len(images) // columns, columns)
+    path = Path(output_dir, "samples", f"step-{step:06d}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path)
+    grid.save(Path(output_dir, "sample.png"))  # the picture of the model card
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({"samples": images.numpy()}, step=step)
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({"samples": [grid]}, step=step)
+
+
+def distances_to(
+    dataset: ImageDataset,
+    eval_features: str,
+    eval_weights: str | Path | None = None,
+    *,
+    eval_num_images: int,
+    device: str | torch.device = "cpu",
+) -> Callable[[torch.Tensor], dict[str, float]]:
+    """
+    Takes the features of the training images, in 8 bits, cropped and mirrored as in the first epoch.
+
+    Args:
+        dataset: The training images, gray or colour.
+        eval_features, eval_weights: As `features` and `weights` of `evaluation.load_network`.
+        eval_num_images: How many images will be compared with them.
+        device: Where features are computed.
+
+    Returns:
+        A function from generated images, uint8 (N, C, H, W), to their `eval/frechet` and `eval/kernel` distances.
+
+    Raises:
+        ValueError: If a package or the weights are missing, or there are too few images or wrong channels for these
+            features.
+    """
+    try:
+        import_extra("torchmetrics", "eval")
+    except ImportError as error:
+        raise ValueError(f"`eval_every` {error}") from error
+    if dataset.channels not in (1, 3):
+        raise ValueError(f"`eval_every` needs gray or colour images, but these have {dataset.channels} channels.")
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network draws weights before it loads others
+            network = load_network(eval_features, eval_weights, device)
+    except Exception as error:
+        raise ValueError(f"`eval_features` {eval_features!r} cannot be loaded: {error}") from error
+    if min(eval_num_images, len(dataset)) <= network.num_features:
+        raise ValueError(
+            f"`eval_features` {eval_features!r} needs more than {network.num_features} images, but "
+            f"`eval_num_images` is {eval_num_images} and {len(dataset)} images are trained on."
+        )
+    images = torch.stack(
+        [((image + 1) * 127.5).round().byte() for image, _ in map(dataset.__getitem__, range(len(dataset)))]
+    )
+    reference = extract_features(images, network)
+
+    def distances(images: torch.Tensor) -> dict[str, float]:
+        features = extract_features(images, network)
+        kernel, _ = kernel_distance(features, reference)
+        return {"eval/frechet": frechet_distance(features, reference), "eval/kernel": kernel}
+
+    return distances
