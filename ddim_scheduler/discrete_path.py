@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .live_attributes import LiveAttributes, values_of
+from .live_attributes import LiveAttributes, counted, values_of
 from .noise_schedules import as_betas, betas_of, log_alphas_cumprod_of, log_of_alphas_cumprod
 from .steps import EtaSteps, Row, StepTable, add, cast, computing_dtype, times, to_device
 from .timestep_grids import as_timesteps, previous_timesteps
@@ -63,8 +63,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         arrays = {"betas": betas, "alphas": 1 - betas, "alphas_cumprod": alphas_cumprod}
         arrays["final_alpha_cumprod"] = np.exp(final)
         arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
-        with torch.inference_mode(False):
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()} | written
+        tensors = {name: counted(torch.from_numpy(array)) for name, array in arrays.items()} | written
         values = {name: array.astype(np.float64) for name, array in arrays.items()}
         self._publish(tensors, values | {name: values_of(tensor) for name, tensor in written.items()})
         if grid is None:
@@ -77,8 +76,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         grid = np.array(grid, np.int64, order="C")
         prev_timesteps = previous_timesteps(grid, len(self._log_alphas_cumprod))
         if timesteps is None:
-            with torch.inference_mode(False):
-                timesteps = to_device(torch.from_numpy(grid), device)
+            timesteps = counted(to_device(torch.from_numpy(grid), device))
         table = self._table_of(self._levels, prev_timesteps, device)
         # assigned together, so that a device that is not there changes nothing
         self._prev_timesteps, self._table = prev_timesteps, table
@@ -194,16 +192,15 @@ class DiscretePath(LiveAttributes, EtaSteps):
             raise TypeError(f"`{name}` must be integers, but have dtype {timesteps.dtype}.")
         timesteps = timesteps.reshape(-1).long()
         if timesteps.is_cpu and not torch.compiler.is_compiling():
-            values = timesteps.numpy()
-            outside = (values < 0) | (values >= self._table.length)
-            if outside.any():
-                bad = values[outside].tolist()
-                raise ValueError(f"`{name}` must be in 0..{self._table.length - 1}, but hold {bad}.")
+            values, largest = timesteps.numpy(), self._table.length - 1
+            if len(values) and values.view(np.uint64).max() > largest:  # a negative one is a large one there
+                bad = values[(values < 0) | (values > largest)].tolist()
+                raise ValueError(f"`{name}` must be in 0..{largest}, but hold {bad}.")
         return timesteps
 
     def _check_signal(self, timesteps: np.ndarray):
         """Refuses epsilon prediction where alpha_t is 0 (zero terminal SNR)."""
-        if self.config.prediction_type != "epsilon":
+        if self._levels[1][-2] > 0 or self.config.prediction_type != "epsilon":  # that of T-1, the smallest
             return
         without_signal = timesteps[self._levels[1][timesteps] == 0]
         if len(without_signal):

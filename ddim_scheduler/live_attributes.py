@@ -70,12 +70,10 @@ class LiveAttributes:
         if name == "_internal_dict":  # by `register_to_config`, and by pipelines that correct a config
             self._set_config(value)
         elif name in self._live_tensors and name in state:
-            with torch.inference_mode(False):  # tensors of that mode do not count the writes
-                try:
-                    tensor = torch.as_tensor(value)
-                except (TypeError, ValueError, RuntimeError):
-                    raise TypeError(f"`{name}` must be a tensor, but is {value!r}.") from None
-                tensor = tensor.clone() if tensor.is_inference() else tensor
+            try:
+                tensor = counted(torch.as_tensor(value))
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(f"`{name}` must be a tensor, but is {value!r}.") from None
             self._follow()
             if self._is_written(name, tensor):
                 self._take_over(name, tensor)
@@ -126,3 +124,11 @@ def values_of(tensor: torch.Tensor) -> np.ndarray:
     """The values in a form in which equal ones are equal, whatever the device and the precision."""
     kind = torch.float64 if tensor.is_floating_point() else torch.int64
     return tensor.detach().to("cpu", kind, copy=True).numpy()
+
+
+def counted(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that counts what is written into it, as one made in inference mode does not."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()

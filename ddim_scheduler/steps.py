@@ -70,7 +70,7 @@ class StepTable:
     """The rows of all steps, in float64, on the host and on a device. It never changes: a new grid has a new one."""
 
     def __init__(self, rows: Row, device: str | torch.device | None):
-        self.array = np.stack(rows, axis=1)  # (T, 7)
+        self.array = np.ascontiguousarray(np.array(rows).T)  # (T, 7)
         self.tensor = to_device(torch.from_numpy(self.array), device)
         self.length = len(self.array)
 
@@ -85,7 +85,7 @@ class StepTable:
         tensor = self.tensor
         if tensor.device != sample.device:
             tensor = to_device(torch.from_numpy(self.array), sample.device)
-        columns = tensor[:, :number][to_device(indices, sample.device)]
+        columns = tensor[:, :number].index_select(0, to_device(indices, sample.device))
         return columns.view(-1, columns.shape[1], *(1,) * (sample.ndim - 1)).unbind(1)
 
 
@@ -212,7 +212,7 @@ class EtaSteps:
         prediction_type, alpha_s = config.prediction_type, row.alpha_s
         p, q, r, w = prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
         if prediction_type == "epsilon":  # the difference first: it may be small, and its terms are then rounded less
-            x_0 = times_(add(sample, -row.sigma_t, model_output), p)
+            x_0 = times_(add(sample, row.sigma_t, model_output, sign=-1), p)
         elif prediction_type == "sample":
             x_0 = model_output.clone()
         else:
@@ -223,12 +223,13 @@ class EtaSteps:
 
         # 4. the mean of x_s, alpha_s x_0 + direction eps, eq. (12), its factors gathered so that each is rounded once
         if not is_constrained:
-            mean = add_(times(sample, alpha_s * p + direction * r), alpha_s * q + direction * w, model_output)
+            of_sample, of_output = sum_of_products(alpha_s, p, direction, r), sum_of_products(alpha_s, q, direction, w)
+            mean = add_(times(sample, of_sample), of_output, model_output)
         elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
             b = direction / row.sigma_t
             mean = add_(times(x_0, alpha_s - b * row.alpha_t), b, sample)
         else:
-            mean = add_(times(x_0, alpha_s), direction * w, model_output)
+            mean = add_(times(x_0, alpha_s), direction if prediction_type == "epsilon" else direction * w, model_output)
             if prediction_type != "epsilon":
                 mean = add_(mean, direction * r, sample)
         return mean, std, x_0
@@ -410,9 +411,11 @@ def times_(x: torch.Tensor, a: Any) -> torch.Tensor:
     return x.mul_(a.to(x.dtype) if isinstance(a, torch.Tensor) else a)
 
 
-def add(x: torch.Tensor, a: Any, y: torch.Tensor) -> torch.Tensor:
-    """x + a y, rounded once."""
-    return torch.addcmul(x, y, a.to(x.dtype)) if isinstance(a, torch.Tensor) else torch.add(x, y, alpha=a)
+def add(x: torch.Tensor, a: Any, y: torch.Tensor, sign: int = 1) -> torch.Tensor:
+    """x + a y, or x - a y, rounded once."""
+    if isinstance(a, torch.Tensor):
+        return torch.addcmul(x, y, a.to(x.dtype), value=sign)
+    return torch.add(x, y, alpha=sign * a)
 
 
 def add_(x: torch.Tensor, a: Any, y: torch.Tensor) -> torch.Tensor:
@@ -420,6 +423,13 @@ def add_(x: torch.Tensor, a: Any, y: torch.Tensor) -> torch.Tensor:
     if is_batchedtensor(y):
         return add(x, a, y)
     return x.addcmul_(y, a.to(x.dtype)) if isinstance(a, torch.Tensor) else x.add_(y, alpha=a)
+
+
+def sum_of_products(a: Any, b: Any, c: Any, d: Any) -> Any:
+    """a b + c d, without the work of a d that is 0 or 1."""
+    if isinstance(d, float) and d in (0.0, 1.0):
+        return a * b + c if d else a * b
+    return a * b + c * d
 
 
 def clamp_(x: torch.Tensor, bound: float) -> torch.Tensor:
