@@ -18,7 +18,7 @@ import torch
 from diffusers import UNet2DModel
 
 from . import EtaDDIMPipeline, EtaDDIMScheduler
-from .scheduling_ddim import _check_bool, _check_int, _check_number
+from .validation import check_bool, check_integer, check_number
 
 REQUIRED = ("ch", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "in_channels", "resolution")
 OPTIONAL = {
@@ -87,7 +87,7 @@ def load_official_checkpoint(
         ValueError, TypeError: If `config` is not valid, if `path` is no such file, or if its weights are not those of
             `config`; then missing, extra and wrongly shaped ones are listed under their official names.
     """
-    _check_bool("ema", ema)
+    check_bool("ema", ema)
     settings = _check_config(config)
     scheduler = EtaDDIMScheduler(
         num_train_timesteps=settings["num_diffusion_timesteps"],
@@ -133,14 +133,14 @@ def _check_config(config: str | dict[str, Any]) -> dict[str, Any]:
 
     settings = {**OPTIONAL, **config}
     for name in ("ch", "out_ch", "num_res_blocks", "in_channels", "resolution", "num_diffusion_timesteps"):
-        _check_int(name, settings[name], 1)
+        check_integer(name, settings[name], 1)
     for name in ("ch_mult", "attn_resolutions"):
         if not isinstance(settings[name], list | tuple):
             raise TypeError(f"`{name}` must be a list of integers, but is {settings[name]!r}.")
         for value in settings[name]:
-            _check_int(name, value, 1)
-    _check_number("dropout", settings["dropout"], 0.0, 1.0)
-    _check_bool("resamp_with_conv", settings["resamp_with_conv"])
+            check_integer(name, value, 1)
+    check_number("dropout", settings["dropout"], 0.0, 1.0)
+    check_bool("resamp_with_conv", settings["resamp_with_conv"])
 
     # what the official network or UNet2DModel cannot do
     coarsest = 2 ** (len(settings["ch_mult"]) - 1)

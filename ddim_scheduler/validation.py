@@ -3,27 +3,29 @@
 """Checks of arguments that several files share: each names the argument and its value. They return plain numbers."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
+BOOLS, INTEGERS = (bool, np.bool_), (int, np.integer)
+NUMBERS = (int, float, np.integer, np.floating)
 
-def check_choice(name: str, value: Any, choices: Iterable[Any]):
-    choices = tuple(choices)
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {choices}, but is {value!r}.")
+    return value
 
 
 def check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, BOOLS):
         raise TypeError(f"`{name}` must be True or False, but is {value!r}.")
     return bool(value)
 
 
 def check_integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    if isinstance(value, bool) or not isinstance(value, INTEGERS):
         raise TypeError(f"`{name}` must be an integer, but is {value!r}.")
     if (low is not None and value < low) or (high is not None and value > high):
         interval = f"at least {low}" if high is None else f"in {low}..{high}"
@@ -35,10 +37,10 @@ def check_number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, open_interval: bool = False
 ) -> int | float:
     """A finite number in `[low, high]`, or in `(low, high)`."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
         raise TypeError(f"`{name}` must be a number, but is {value!r}.")
     inside = low < value < high if open_interval else low <= value <= high
-    if not inside or not math.isfinite(value):
+    if not inside or abs(value) == math.inf:
         interval = f"({low}, {high})" if open_interval else f"[{low}, {high}]"
         raise ValueError(f"`{name}` must be finite and in {interval}, but is {value!r}.")
     return value.item() if isinstance(value, np.generic) else value

@@ -78,7 +78,7 @@ def test_table_has_twelve_correct_digits(beta_schedule, zero_snr, T, record_prop
                     mpmath.sqrt(max(mpf(0), 1 - bar_s - std**2)),
                     mpmath.sqrt(1 - bar_t / bar_s),
                 )
-                for ours, exact in zip(scheduler._table[t].tolist(), oracle, strict=True):
+                for ours, exact in zip(scheduler._table.row(t), oracle, strict=True):
                     worst = max(worst, relative_error(ours, exact))
     record_property("largest relative error", worst)
     assert worst < 1e-12

@@ -492,7 +492,6 @@ def test_eta_and_use_clipped_model_output_of_the_config_are_the_default():
         ("beta_end", 1.5),
         ("beta_end", math.inf),
         ("beta_schedule", "quadratic"),
-        ("trained_betas", [0.1] * 5),
         ("trained_betas", [[0.1] * 1000]),
         ("trained_betas", [math.nan] * 1000),
         ("trained_betas", [1.5] * 1000),
@@ -500,7 +499,7 @@ def test_eta_and_use_clipped_model_output_of_the_config_are_the_default():
         ("trained_betas", "abc"),
         ("clip_sample", "false"),
         ("clip_sample", 1),
-        ("set_alpha_to_one", None),
+        ("set_alpha_to_one", "false"),
         ("steps_offset", -1),
         ("steps_offset", 0.5),
         ("prediction_type", "eps"),
@@ -519,8 +518,10 @@ def test_eta_and_use_clipped_model_output_of_the_config_are_the_default():
         ("variance_type", "learned_sigma"),
         ("snr_shift_scale", 0.0),
         ("snr_shift_scale", "3"),
-        ("num_train_timesteps", np.int64(1000)),
-        ("beta_end", np.float32(0.02)),
+        ("num_train_timesteps", np.int64(0)),
+        ("num_train_timesteps", np.float64(1000)),
+        ("beta_end", np.float32(2.0)),
+        ("clip_sample", np.int64(1)),
     ],
 )
 def test_bad_constructor_argument(name, value):
@@ -669,7 +670,8 @@ def test_malformed_scheduler_config(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"noise": torch.randn(1, 1, 2, 2)}, "noise"),
+        ({"noise": torch.randn(3, 1, 2, 2)}, "noise"),
+        ({"noise": torch.randn(2, 1, 2, 3)}, "noise"),
         ({"timesteps": torch.tensor([1, 1000])}, "timesteps"),
         ({"timesteps": torch.tensor([1.0, 2.0])}, "timesteps"),
         ({"timesteps": torch.tensor([1, 2, 3])}, "timesteps"),

@@ -1,0 +1,293 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""The path of a model that was trained as a DDPM: alpha_t^2 + sigma_t^2 = 1, with the integers 0..T-1 as its places."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from .live_attributes import LiveAttributes, values_of
+from .noise_schedules import as_betas, betas_of, log_alphas_cumprod_of, log_of_alphas_cumprod
+from .steps import EtaSteps, Row, StepTable, add, cast, computing_dtype, times, to_device
+from .timestep_grids import as_timesteps, previous_timesteps
+from .validation import check_floating, check_integer, check_number
+
+
+class DiscretePath(LiveAttributes, EtaSteps):
+    """
+    A noise schedule, a grid of timesteps, and the table of the steps between them.
+
+    `betas`, `alphas`, `alphas_cumprod`, `final_alpha_cumprod`, `timesteps` and `num_inference_steps` may be written:
+    the last one written decides, and the others follow. The successor of a timestep is read from `timesteps`; only a
+    written `num_inference_steps` N that is not their number means a stride of `num_train_timesteps // N`, as it does in
+    diffusers.
+    """
+
+    _log_alphas_cumprod: np.ndarray  # of the T timesteps
+    _levels: tuple[np.ndarray, ...]  # log alpha-bar, alpha and sigma, of the timesteps and of -1, the end
+    _written_final: float | None  # log of a `final_alpha_cumprod` that somebody wrote
+    _prev_timesteps: np.ndarray
+    _table: StepTable
+    _has_grid: bool
+    timesteps: torch.Tensor
+    _live_tensors = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "timesteps")
+    _live_numbers = ("num_inference_steps",)
+
+    # ------------------------------------------------------------------------------- the noise schedule and the grid
+
+    def _set_noise_schedule(self, log_alphas_cumprod: np.ndarray, **written: torch.Tensor):
+        """Takes a noise schedule, which keeps the grid, and publishes it, but for the tensors that were `written`."""
+        num_timesteps, former = len(log_alphas_cumprod), self.__dict__.get("_log_alphas_cumprod", ())
+        final = self._written_final
+        if final is None:
+            final = 0.0 if self.config.set_alpha_to_one else log_alphas_cumprod[0]
+        elif final < log_alphas_cumprod[0]:
+            raise ValueError(
+                f"`alphas_cumprod` must not begin above `final_alpha_cumprod` = {math.exp(final):.6g}, but do with "
+                f"{math.exp(log_alphas_cumprod[0]):.6g}."
+            )
+        log = np.append(log_alphas_cumprod, final)  # timestep -1 is where the last step goes to
+        levels = log, np.exp(log / 2), np.sqrt(-np.expm1(log))
+        if not self._has_grid:
+            grid: np.ndarray | None = np.arange(num_timesteps)[::-1]
+        else:
+            grid = as_timesteps(self.timesteps, num_timesteps) if num_timesteps != len(former) else None
+        if grid is None:
+            table = self._table_of(levels, self._prev_timesteps, self._table.tensor.device)
+
+        # from here on nothing is refused
+        self._log_alphas_cumprod, self._levels = log_alphas_cumprod, levels
+        betas, alphas_cumprod = betas_of(log_alphas_cumprod), np.exp(log_alphas_cumprod)
+        arrays = {"betas": betas, "alphas": 1 - betas, "alphas_cumprod": alphas_cumprod}
+        arrays["final_alpha_cumprod"] = np.exp(final)
+        arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+        with torch.inference_mode(False):
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()} | written
+        values = {name: array.astype(np.float64) for name, array in arrays.items()}
+        self._publish(tensors, values | {name: values_of(tensor) for name, tensor in written.items()})
+        if grid is None:
+            self._table = table
+        else:
+            self._set_grid(grid, None)
+
+    def _set_grid(self, grid: np.ndarray, device: str | torch.device | None, timesteps: torch.Tensor | None = None):
+        """Publishes a grid, as the tensor `timesteps` if that was written, and fills the table."""
+        grid = np.array(grid, np.int64, order="C")
+        prev_timesteps = previous_timesteps(grid, len(self._log_alphas_cumprod))
+        if timesteps is None:
+            with torch.inference_mode(False):
+                timesteps = to_device(torch.from_numpy(grid), device)
+        table = self._table_of(self._levels, prev_timesteps, device)
+        # assigned together, so that a device that is not there changes nothing
+        self._prev_timesteps, self._table = prev_timesteps, table
+        self._publish({"timesteps": timesteps}, {"timesteps": grid})
+
+    def _set_number(self, num_inference_steps: int | None):
+        # a truth value beside the number, since a compiled step would be compiled anew for each number that it looks at
+        self.__dict__.update(num_inference_steps=num_inference_steps, _has_grid=num_inference_steps is not None)
+
+    @staticmethod
+    def _table_of(levels: tuple[np.ndarray, ...], prev_timesteps: np.ndarray, device: Any) -> StepTable:
+        """Row t holds the step from t to the one before it."""
+        log_t, alpha_t, sigma_t = (level[:-1] for level in levels)
+        log_s, alpha_s, sigma_s = (level[prev_timesteps] for level in levels)
+        log_ratio = log_t - log_s
+        fresh_std = np.sqrt(-np.expm1(log_ratio))
+        ratio = sigma_s / sigma_t
+        std = ratio * fresh_std
+        direction = np.exp(log_ratio / 2) * sigma_s * ratio
+        return StepTable(Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std), device)
+
+    def _take_over(self, name: str, value: Any):
+        if name == "timesteps":
+            grid = as_timesteps(value, self._table.length)
+            self._set_grid(grid, value.device, value)
+            if not self._has_grid:
+                self._set_number(len(grid))
+        elif name == "num_inference_steps":
+            num_timesteps = self.config.num_train_timesteps
+            self._set_number(None if value is None else check_integer(name, value, 1, num_timesteps))
+            if value is not None and value != len(self.timesteps):
+                stride = np.maximum(np.arange(self._table.length) - num_timesteps // value, -1)
+                table = self._table_of(self._levels, stride, self._table.tensor.device)
+                self._prev_timesteps, self._table = stride, table
+        elif name == "final_alpha_cumprod":
+            check_number(name, float(value), math.exp(self._log_alphas_cumprod[0]) * (1 - 1e-6), 1.0)
+            self._written_final = max(math.log(value), self._log_alphas_cumprod[0])
+            self._set_noise_schedule(self._log_alphas_cumprod, final_alpha_cumprod=value)
+        elif name == "alphas_cumprod":
+            self._set_noise_schedule(log_of_alphas_cumprod(value), alphas_cumprod=value)
+        else:
+            betas = as_betas("betas", value) if name == "betas" else as_betas("1 - alphas", 1 - value.double())
+            self._set_noise_schedule(log_alphas_cumprod_of(betas), **{name: value})
+
+    def previous_timestep(self, timestep: int | torch.Tensor) -> int:
+        """The timestep that a step from `timestep` goes to: the next lower one of the grid, -1 after the last."""
+        self._follow()
+        return int(self._prev_timesteps[self._check_timestep(timestep)])
+
+    # --------------------------------------------------------------------------------------- the rows of a timestep
+
+    def _row(self, timestep: int | torch.Tensor, eta: float | torch.Tensor, sample: torch.Tensor):
+        self._check_timesteps_are_set()
+        if not isinstance(eta, torch.Tensor):
+            if type(eta) is not float or not 0.0 <= eta <= 1.0:
+                eta = float(check_number("eta", eta, 0.0, 1.0))
+            if _is_on_host(timestep):
+                return self._row_of(self._check_timestep(timestep)), eta, math.sqrt
+        if not isinstance(timestep, torch.Tensor):
+            t = timestep if torch.compiler.is_compiling() else self._check_timestep(timestep)
+            timestep = torch.full((1,), t)
+        timesteps = self._check_timesteps("timestep", timestep)
+        if len(timesteps) not in (1, len(sample)):
+            raise ValueError(
+                f"`timestep` must hold one timestep or one for each of the {len(sample)} samples, but hold "
+                f"{len(timesteps)}."
+            )
+        row = Row(*self._table.columns(timesteps, sample))
+        if timesteps.is_cpu and not torch.compiler.is_compiling():
+            self._check_signal(timesteps.numpy())
+        return row, _check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
+
+    def _row_of(self, t: int) -> Row:
+        row = self._table.row(t)
+        if row.alpha_t == 0:
+            self._check_signal(np.array([t]))
+        return row
+
+    def _rows_around(self, timestep: int | torch.Tensor) -> tuple[Row, Row]:
+        self._check_timesteps_are_set()
+        for name in ("clip_sample", "thresholding"):
+            if getattr(self.config, name):
+                raise ValueError(
+                    f"`{name}` is True, and a step that changes the predicted x_0 cannot be inverted; make the "
+                    f"scheduler by `from_config(scheduler.config, {name}=False)`."
+                )
+        t, grid = self._check_timestep(timestep), sorted(self.timesteps.tolist())
+        if t not in grid[:-1]:
+            raise ValueError(f"`timestep` must be one of the grid below {grid[-1]}, but is {t}.")
+        row, above = (self._table.row(k) for k in (t, grid[grid.index(t) + 1]))
+        if above.alpha_t == 0:
+            raise ValueError(f"`timestep` {t} has no midpoint step: there is no signal at the one above it.")
+        return row, above
+
+    def _check_timesteps_are_set(self):
+        self._follow()
+        if not self._has_grid:
+            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
+
+    def _check_timestep(self, timestep: int | torch.Tensor) -> int:
+        t = timestep.tolist() if isinstance(timestep, torch.Tensor) else timestep
+        if type(t) is int and 0 <= t < self._table.length:
+            return t
+        while isinstance(t, list) and len(t) == 1:  # a tensor of one element
+            t = t[0]
+        return check_integer("timestep", t, 0, self._table.length - 1)
+
+    def _check_timesteps(self, name: str, timesteps: torch.Tensor) -> torch.Tensor:
+        """Timesteps as int64, shape (n,). Their range is checked where that makes nobody wait."""
+        if not isinstance(timesteps, torch.Tensor):
+            raise TypeError(f"`{name}` must be a tensor of integers, but is {timesteps!r}.")
+        if timesteps.is_floating_point() or timesteps.dtype == torch.bool or timesteps.is_complex():
+            raise TypeError(f"`{name}` must be integers, but have dtype {timesteps.dtype}.")
+        timesteps = timesteps.reshape(-1).long()
+        if timesteps.is_cpu and not torch.compiler.is_compiling():
+            values = timesteps.numpy()
+            outside = (values < 0) | (values >= self._table.length)
+            if outside.any():
+                bad = values[outside].tolist()
+                raise ValueError(f"`{name}` must be in 0..{self._table.length - 1}, but hold {bad}.")
+        return timesteps
+
+    def _check_signal(self, timesteps: np.ndarray):
+        """Refuses epsilon prediction where alpha_t is 0 (zero terminal SNR)."""
+        if self.config.prediction_type != "epsilon":
+            return
+        without_signal = timesteps[self._levels[1][timesteps] == 0]
+        if len(without_signal):
+            raise ValueError(
+                f"`prediction_type` 'epsilon' tells nothing about x_0 at timestep {without_signal[0]}, where there is "
+                "no signal; use 'v_prediction', 'sample', or lower timesteps (`timestep_spacing='leading'`)."
+            )
+
+    # ------------------------------------------------------------------------------------------------------ training
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        x_t = alpha_t x_0 + sigma_t eps, in float32 at least and returned in the dtype of `original_samples`.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `(B, ...)`): x_0.
+            noise (`torch.Tensor` of the same shape): eps.
+            timesteps (`torch.Tensor` of B integers): t, in 0..T-1. Each of the three may have 1 instead of B.
+
+        Raises:
+            ValueError, TypeError: If shapes do not fit, or timesteps are out of range or no integers.
+        """
+        alpha_t, sigma_t, dtype = self._path("original_samples", original_samples, noise, timesteps)
+        noisy = add(times(cast(original_samples, dtype), alpha_t), sigma_t, cast(noise, dtype))
+        return cast(noisy, original_samples.dtype)
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        v = alpha_t eps - sigma_t x_0 (https://arxiv.org/abs/2202.00512), the target of `v_prediction`.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, ...)`): x_0.
+            noise (`torch.Tensor` of the same shape): eps.
+            timesteps (`torch.Tensor` of B integers): t, in 0..T-1. Each of the three may have 1 instead of B.
+
+        Raises:
+            ValueError, TypeError: If shapes do not fit, or timesteps are out of range or no integers.
+        """
+        alpha_t, sigma_t, dtype = self._path("sample", sample, noise, timesteps)
+        velocity = add(times(cast(noise, dtype), alpha_t), -sigma_t, cast(sample, dtype))
+        return cast(velocity, sample.dtype)
+
+    def _path(self, name: str, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor):
+        """alpha_t and sigma_t, shaped for the sample, and the dtype to compute in."""
+        self._follow()
+        check_floating(name, sample)
+        check_floating("noise", noise)
+        timesteps = self._check_timesteps("timesteps", timesteps)
+        shapes = sample.shape, noise.shape, (len(timesteps), *(1,) * (sample.ndim - 1))
+        try:
+            if shapes[0] != shapes[1] or len(timesteps) not in (1, len(sample)):
+                torch.broadcast_shapes(*shapes)
+        except RuntimeError:
+            raise ValueError(
+                f"`noise` of shape {tuple(noise.shape)} and {len(timesteps)} `timesteps` do not go with `{name}` of "
+                f"shape {tuple(sample.shape)}."
+            ) from None
+        return *self._table.columns(timesteps, sample, 2), computing_dtype(sample)
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> torch.Tensor:
+        """Square of eq. (16) at eta = 1 for any two timesteps; a negative `prev_timestep` is the final one."""
+        self._follow()
+        log_t, log_s = (self._levels[0][max(int(t), -1)] for t in (timestep, prev_timestep))
+        variance = np.expm1(log_s) / np.expm1(log_t) * -np.expm1(log_t - log_s)
+        return torch.tensor(variance, dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+
+def _is_on_host(timestep: int | torch.Tensor) -> bool:
+    """Whether the value of a timestep can be read at once, outside a compiled graph."""
+    if torch.compiler.is_compiling():
+        return False
+    return not isinstance(timestep, torch.Tensor) or (timestep.is_cpu and timestep.numel() == 1)
+
+
+def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """One or B values of eta, shaped for the sample. Their range is checked where that makes nobody wait."""
+    if eta.is_complex() or eta.numel() not in (1, len(sample)):
+        raise ValueError(f"`eta` must hold one value or one for each of the {len(sample)} samples, but is {eta!r}.")
+    if eta.is_cpu and not torch.compiler.is_compiling():
+        values = eta.detach().double().flatten().numpy()
+        outside = ~((values >= 0) & (values <= 1))
+        if outside.any():
+            raise ValueError(f"`eta` must be in [0, 1], but holds {values[outside].tolist()}.")
+    return to_device(eta, sample.device).to(dtype).view(-1, *(1,) * (sample.ndim - 1))

@@ -1,0 +1,62 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the config of another scheduler, or one of an older diffusers, means for DDIM."""
+
+import inspect
+from typing import Any
+
+import diffusers
+from diffusers.configuration_utils import FrozenDict
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# How a model was trained. diffusers lets the class that reads a config put its own defaults in the place of those that
+# the class which wrote it had; these belong to the model and stay.
+MODEL_KEYS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale"),
+    *("prediction_type", "clip_sample", "rescale_betas_zero_snr"),
+)
+
+
+def adapt_config(config: dict[str, Any], cls: type, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """
+    A config as `cls.from_config` should read it, and the names in it that were defaults of the class which wrote it.
+
+    Args:
+        config (`dict`): A scheduler's `config`, or the content of a `scheduler_config.json`.
+        cls (`type`): The class of this package that reads it.
+        given (`dict`): Arguments of the constructor that replace those of the config.
+
+    Raises:
+        ValueError: If the config is that of a scheduler without betas (flow matching, EDM, IPNDM...).
+    """
+    config = dict(config) if (is_of_object := isinstance(config, FrozenDict)) else {**config}
+    defaults = config.pop("_use_default_values", [])
+    name = str(config.get("_class_name", "scheduler"))
+    writer = cls if name == cls.__name__ else getattr(diffusers, name, None)
+    parameters: dict[str, Any] | None = None  # of the constructor of the class that wrote it, where that is known
+    if isinstance(writer, type) and issubclass(writer, diffusers.SchedulerMixin):
+        parameters = {key: parameter.default for key, parameter in inspect.signature(writer).parameters.items()}
+    elif writer is not None or is_of_object:
+        # a class whose optional package is missing is a stand-in that takes anything; an object's config has no class
+        # name before it was saved: both hold every argument
+        parameters = config
+    names = parameters if parameters is not None else config.keys() - inspect.signature(cls).parameters.keys()
+    has_betas = {"beta_start", "beta_schedule"} & {*names, *config} or config.get("trained_betas") is not None
+    if names and not has_betas:
+        raise ValueError(f"`config` of a {name} cannot be used: it has no beta schedule (keys: {[*config]}).")
+
+    if "clip_sample" not in {**config, **given}:
+        if parameters is not None:
+            config["clip_sample"] = parameters.get("clip_sample", False)
+            reason = f"as {name} does by default" if config["clip_sample"] else f"which a {name} never is"
+        else:
+            config["clip_sample"], reason = True, "as DDIMScheduler does by default"
+        state = "is" if config["clip_sample"] else "is not"
+        logger.info(f"`config` has no `clip_sample`: x_0 {state} clipped, {reason}. `clip_sample=` decides otherwise.")
+    if "predict_epsilon" in config:  # of diffusers 0.4 to 0.9
+        predicts_epsilon = config.pop("predict_epsilon")
+        if "prediction_type" not in {**config, **given}:
+            config["prediction_type"] = "epsilon" if predicts_epsilon else "sample"
+    return config, defaults

@@ -1,0 +1,128 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""What people write into a scheduler's public attributes and its config reaches the next step, or is refused."""
+
+from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import FrozenDict
+
+_version = attrgetter("_version")  # torch's count of the writes in place
+
+
+class LiveConfig(FrozenDict):
+    """A scheduler's config: what is written into one of its attributes is also the entry of that name."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.__dict__["num_writes"] = 0
+        super().__init__(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any):
+        super().__setattr__(name, value)
+        if name in self and self[name] is not value:
+            self.put(name, value)
+            self.__dict__["num_writes"] += 1
+
+    def put(self, name: str, value: Any):
+        """Sets an entry, which is then no default any more that `from_config` may replace by another."""
+        self[name] = self.__dict__[name] = value
+        if name in (defaults := self.get("_use_default_values", [])):
+            self.put("_use_default_values", [key for key in defaults if key != name])
+
+
+class LiveAttributes:
+    """
+    Follows what is written into an object's public attributes, by assignment or in place, and into its config.
+
+    A subclass names its public tensors and numbers, sets the tensors by `_publish`, takes over by `_take_over` what
+    others write, and calls `_follow` before it uses what it made of them. Writes in place are known by torch's version
+    counter, which `tensor.data` and `tensor.numpy()` go around; a compiled graph does not look for them.
+    """
+
+    _internal_dict: LiveConfig
+    _published: dict[str, np.ndarray]  # the values that have taken effect
+    _watched: list[torch.Tensor]
+    _versions: int
+    _live_tensors: tuple[str, ...] = ()
+    _live_numbers: tuple[str, ...] = ()
+
+    def _take_over(self, name: str, value: Any):
+        """Makes a written attribute, or what changed in `"config"`, take effect, or raises and changes nothing."""
+        raise NotImplementedError
+
+    def _publish(self, tensors: dict[str, torch.Tensor], values: dict[str, np.ndarray]):
+        """Sets public tensors to what has taken effect: these values, float64 or int64."""
+        state = self.__dict__
+        state.update(tensors)
+        state["_published"] = {**state.get("_published", {}), **values}
+        self._note_versions()
+
+    def _note_versions(self):
+        state = self.__dict__
+        state["_watched"] = [state[name] for name in self._published]
+        state["_versions"] = sum(map(_version, self._watched)) + self._internal_dict.num_writes
+
+    def __setattr__(self, name: str, value: Any):
+        state = self.__dict__
+        if name == "_internal_dict":  # by `register_to_config`, and by pipelines that correct a config
+            self._set_config(value)
+        elif name in self._live_tensors and name in state:
+            with torch.inference_mode(False):  # tensors of that mode do not count the writes
+                try:
+                    tensor = torch.as_tensor(value)
+                except (TypeError, ValueError, RuntimeError):
+                    raise TypeError(f"`{name}` must be a tensor, but is {value!r}.") from None
+                tensor = tensor.clone() if tensor.is_inference() else tensor
+            self._follow()
+            if self._is_written(name, tensor):
+                self._take_over(name, tensor)
+            else:
+                self._publish({name: tensor}, {})  # the same, maybe on another device
+        elif name in self._live_numbers and name in state:
+            self._follow()
+            self._take_over(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _set_config(self, config: Mapping[str, Any]):
+        state, new = self.__dict__, LiveConfig(config)
+        former, state["_internal_dict"] = state.get("_internal_dict", {}), new
+        if "_published" not in state:  # in the constructor
+            return
+        for key, value in new.items():
+            if key in former and value != former[key]:
+                new.put(key, value)
+        try:
+            self._take_over("config", new)
+        except (TypeError, ValueError):
+            state["_internal_dict"] = former
+            raise
+        self._note_versions()
+
+    def _is_written(self, name: str, tensor: torch.Tensor) -> bool:
+        """Whether a tensor says something new."""
+        values, published = values_of(tensor), self._published[name]
+        return values.dtype != published.dtype or not np.array_equal(values, published)
+
+    def _follow(self):
+        """Takes over what was written in place, or into the config, since the last look."""
+        if torch.compiler.is_compiling():
+            return
+        if sum(map(_version, self._watched)) + self._internal_dict.num_writes == self._versions:
+            return
+        tensors = {name: self.__dict__[name] for name in self._live_tensors}
+        for name, tensor in {
+            name: tensor for name, tensor in tensors.items() if self._is_written(name, tensor)
+        }.items():
+            self._take_over(name, tensor)
+        self._take_over("config", self._internal_dict)
+        self._note_versions()
+
+
+def values_of(tensor: torch.Tensor) -> np.ndarray:
+    """The values in a form in which equal ones are equal, whatever the device and the precision."""
+    kind = torch.float64 if tensor.is_floating_point() else torch.int64
+    return tensor.detach().to("cpu", kind, copy=True).numpy()
