@@ -107,7 +107,7 @@ models: data/digits
 		--checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
 		Pipeline.from_pretrained('$(MODEL)', torch_dtype=torch.float16).save_pretrained('models/digits')"
-	rm models/digits/pipeline.py models/digits/scheduler/ddim_scheduler.py
+	rm models/digits/*.py models/digits/scheduler/*.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info

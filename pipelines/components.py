@@ -25,13 +25,14 @@ WRAPPED = ("_orig_mod", "module", "base_model", "model")  # by torch.compile, by
 
 
 def unwrapped(network: Any) -> Any:
-    """The network itself, out of `torch.compile`, DDP, FSDP or PEFT."""
+    """The network in `torch.compile`, DDP, FSDP or PEFT. A wrapper with a config of its own is itself the network."""
     while not isinstance(network, UNet2DModel):
-        inner = [getattr(network, name, None) for name in WRAPPED]
-        inner = [module for module in inner if isinstance(module, torch.nn.Module) and module is not network]
-        if not inner:
+        modules = [getattr(network, name, None) for name in WRAPPED]
+        inner = next((m for m in modules if isinstance(m, torch.nn.Module) and m is not network), None)
+        config = getattr(inner, "config", None)
+        if inner is None or getattr(network, "config", config) is not config:
             break
-        network = inner[0]
+        network = inner
     return network
 
 
@@ -87,7 +88,7 @@ def as_sampler(scheduler: Any) -> Any:
         raise ImportError(
             f"`scheduler` is a {name}, which takes no eta: its conversion needs the package ddim-scheduler."
         ) from None
-    reason = f"is of diffusers ({', '.join(c.__name__ for c in REPLACED)})" if is_replaced else "takes no eta"
+    reason = "is the one of diffusers" if is_replaced else "takes no eta"
     logger.info(f"{name} {reason}: the pipeline samples with EtaDDIMScheduler instead.")
     return package.EtaDDIMScheduler.from_config(scheduler.config)
 

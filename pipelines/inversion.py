@@ -151,6 +151,7 @@ class Inversion(Components):
         Raises:
             ValueError, TypeError: For an argument of wrong value, shape or type, or a scheduler that clips, before any
                 work is done.
+            ValueError: At the end, if the result is not finite.
 
         Example:
 

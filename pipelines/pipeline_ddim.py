@@ -30,10 +30,17 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
 
     Args:
         unet (`UNet2DModel`):
-            Predicts epsilon, x_0 or v (as the scheduler's `prediction_type` says) from x_t and t.
+            Predicts epsilon, x_0 or v (as the scheduler's `prediction_type` says) from x_t and t. It returns as many
+            channels as it takes, twice as many for a learned variance. Also one in `torch.compile`, DDP or PEFT, or of
+            another class that is called in the same way.
         scheduler (`SchedulerMixin`):
-            Kept as it is if its `step` takes `eta`; any other, a `DDPMScheduler` for instance, is converted by
-            `EtaDDIMScheduler.from_config`.
+            Kept as it is if it is an `EtaDDIMScheduler` or of a class derived from that, or if its `step` takes `eta`.
+            Any other, a `DDPMScheduler` for instance, is converted by `EtaDDIMScheduler.from_config`, and so are
+            diffusers' own `DDIMScheduler` and `DDIMParallelScheduler`; the log says so.
+
+    Raises:
+        TypeError: If the network or the scheduler is of another kind.
+        ValueError: If the network's channels do not fit, or the scheduler's config cannot be converted.
     """
 
     __module__ = "ddim_scheduler"  # the package, also for a copy of this file that came with a model
@@ -140,6 +147,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
 
         Raises:
             ValueError, TypeError: For an argument of wrong value, shape or type, before any work is done.
+            ValueError: At the end, if an image is not finite: NaN in the weights, or an overflow.
 
         Example:
 
@@ -231,8 +239,9 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
 
         # 4. the images
         self.maybe_free_model_hooks()
+        latents = latents.float()
         self._check_finite("images", latents)
-        images = from_latents(latents.float(), output_type)
+        images = from_latents(latents, output_type)
         if not return_dict:
             return (images,)
         return ImagePipelineOutput(images=images)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+import types
 
 import numpy as np
 import PIL.Image
@@ -197,6 +198,27 @@ class Duck(torch.nn.Module):
 
     def forward(self, sample, timestep, class_labels=None):
         return self.network[0](sample, timestep, class_labels)
+
+
+class Conditioned(torch.nn.Module):
+    """A wrapper that is a network of its own: the one within takes a condition as further channels."""
+
+    def __init__(self, unet, channels):
+        super().__init__()
+        self.module, self.condition = unet, torch.zeros(1, unet.config.in_channels - channels, 8, 8)
+        self.config = types.SimpleNamespace(**{**unet.config, "in_channels": channels})
+        self.dtype, self.device, self.class_embedding = unet.dtype, unet.device, None
+
+    def forward(self, sample, timestep, class_labels=None):
+        condition = self.condition.expand(len(sample), -1, -1, -1)
+        return self.module(torch.cat([sample, condition], dim=1), timestep)
+
+
+def test_wrapper_with_a_config_of_its_own_is_taken(small_unet):
+    network = Conditioned(small_unet(in_channels=5, out_channels=3), 3)
+    pipe = EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe(num_inference_steps=2, output_type="pt").images.shape == (1, 3, 8, 8)
 
 
 def of_class(unet, network_class):
