@@ -144,7 +144,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
                 f"`timestep` must hold one timestep or one for each of the {len(sample)} samples, but hold "
                 f"{len(timesteps)}."
             )
-        row = Row(*self._table.columns(timesteps, sample))
+        row = self._table.rows(timesteps, sample)
         if timesteps.is_cpu and not torch.compiler.is_compiling():
             self._check_signal(timesteps.numpy())
         return row, _check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
@@ -258,7 +258,8 @@ class DiscretePath(LiveAttributes, EtaSteps):
                 f"`noise` of shape {tuple(noise.shape)} and {len(timesteps)} `timesteps` do not go with `{name}` of "
                 f"shape {tuple(sample.shape)}."
             ) from None
-        return *self._table.columns(timesteps, sample, 2), computing_dtype(sample)
+        dtype = computing_dtype(sample)
+        return *self._table.path(timesteps, sample, dtype), dtype
 
     def _get_variance(self, timestep: int, prev_timestep: int) -> torch.Tensor:
         """Square of eq. (16) at eta = 1 for any two timesteps; a negative `prev_timestep` is the final one."""

@@ -25,10 +25,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from .validation import check_bool, check_choice, check_floating, check_generator, check_same_shape
 
 try:
-    from torch._C._functorch import is_batchedtensor
+    from torch._C import _are_functorch_transforms_active as is_transformed
 except ImportError:  # no public interface; without it nothing is computed in place that `torch.vmap` may refuse
 
-    def is_batchedtensor(tensor: torch.Tensor) -> bool:
+    def is_transformed() -> bool:
         return True
 
 
@@ -70,23 +70,38 @@ class StepTable:
     """The rows of all steps, in float64, on the host and on a device. It never changes: a new grid has a new one."""
 
     def __init__(self, rows: Row, device: str | torch.device | None):
-        self.array = np.ascontiguousarray(np.array(rows).T)  # (T, 7)
-        self.tensor = to_device(torch.from_numpy(self.array), device)
+        columns = np.array(rows)  # (7, T)
+        self.array = np.ascontiguousarray(columns.T)
+        self.tensor = to_device(torch.from_numpy(columns), device)
+        self.path32 = self.tensor[:2].float()  # for training, which asks for many rows at a time
         self.length = len(self.array)
 
     def row(self, index: int) -> Row:
         """A row of floats."""
         return Row(*self.array[index].tolist())
 
-    def columns(
-        self, indices: torch.Tensor, sample: torch.Tensor, number: int | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """The first columns of some rows, as tensors (n, 1, ...) of the sample's dimensions, on its device."""
-        tensor = self.tensor
-        if tensor.device != sample.device:
-            tensor = to_device(torch.from_numpy(self.array), sample.device)
-        columns = tensor[:, :number].index_select(0, to_device(indices, sample.device))
-        return columns.view(-1, columns.shape[1], *(1,) * (sample.ndim - 1)).unbind(1)
+    def rows(self, indices: torch.Tensor, sample: torch.Tensor) -> Row:
+        """Rows as tensors of shape (n, 1, ...) with the sample's dimensions, on its device."""
+        return Row(*self._select(self._on(sample.device), indices, sample))
+
+    def path(
+        self, indices: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha_t and sigma_t alone, as `rows` gives them, in a dtype."""
+        if dtype == torch.float32 and self.path32.device == sample.device:
+            path = self.path32
+        else:
+            path = self._on(sample.device)[:2].to(dtype)
+        alpha_t, sigma_t = self._select(path, indices, sample)
+        return alpha_t, sigma_t
+
+    def _on(self, device: torch.device) -> torch.Tensor:
+        return self.tensor if self.tensor.device == device else to_device(torch.from_numpy(self.array.T), device)
+
+    @staticmethod
+    def _select(columns: torch.Tensor, indices: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
+        indices, shape = to_device(indices, sample.device), (-1, *(1,) * (sample.ndim - 1))
+        return [column.index_select(0, indices).view(shape) for column in columns.unbind(0)]
 
 
 class EtaSteps:
@@ -139,8 +154,10 @@ class EtaSteps:
         """
         check_floating("model_output", model_output)
         check_floating("sample", sample)
-        if generator is not None or variance_noise is not None:
-            _check_noise(generator, variance_noise, sample)
+        if generator is not None:
+            check_generator(generator, len(sample))
+        if variance_noise is not None:
+            _check_variance_noise(variance_noise, generator, sample)
         prev_sample, std, pred_original_sample = self._transition(
             model_output, timestep, sample, eta, use_clipped_model_output
         )
@@ -191,7 +208,8 @@ class EtaSteps:
         config = self.config
         if use_clipped_model_output is None:
             use_clipped_model_output = config.use_clipped_model_output
-        check_bool("use_clipped_model_output", use_clipped_model_output)
+        else:
+            check_bool("use_clipped_model_output", use_clipped_model_output)
 
         # 1. the row of t, the std of eq. (16) and the direction that goes with it:
         #    sigma_s^2 - std^2 = (1 - eta^2) sigma_s^2 + (eta direction(1))^2, a sum that cannot become negative
@@ -390,13 +408,11 @@ def _learned_std(variance: torch.Tensor, row: Row, variance_type: str) -> torch.
     return torch.where(std > 0, learned, torch.zeros_like(learned))
 
 
-def _check_noise(generator: Any, variance_noise: Any, sample: torch.Tensor):
-    if generator is not None and variance_noise is not None:
+def _check_variance_noise(variance_noise: Any, generator: Any, sample: torch.Tensor):
+    check_floating("variance_noise", variance_noise)
+    check_same_shape("variance_noise", variance_noise, "sample", sample)
+    if generator is not None:
         raise ValueError("`generator` and `variance_noise` cannot both be given: the noise has one source.")
-    check_generator(generator, len(sample))
-    if variance_noise is not None:
-        check_floating("variance_noise", variance_noise)
-        check_same_shape("variance_noise", variance_noise, "sample", sample)
 
 
 # A factor below is a float, or a tensor that broadcasts over the samples; either gives the same bits.
@@ -420,7 +436,7 @@ def add(x: torch.Tensor, a: Any, y: torch.Tensor, sign: int = 1) -> torch.Tensor
 
 def add_(x: torch.Tensor, a: Any, y: torch.Tensor) -> torch.Tensor:
     """`add` in place of x, where that is allowed: `torch.vmap` may have more of y than of x."""
-    if is_batchedtensor(y):
+    if is_transformed():
         return add(x, a, y)
     return x.addcmul_(y, a.to(x.dtype)) if isinstance(a, torch.Tensor) else x.add_(y, alpha=a)
 
@@ -434,7 +450,7 @@ def sum_of_products(a: Any, b: Any, c: Any, d: Any) -> Any:
 
 def clamp_(x: torch.Tensor, bound: float) -> torch.Tensor:
     """x clamped to [-bound, bound], in place but under `torch.vmap`, which has no rule for that."""
-    return x.clamp(-bound, bound) if is_batchedtensor(x) else x.clamp_(-bound, bound)
+    return x.clamp(-bound, bound) if is_transformed() else x.clamp_(-bound, bound)
 
 
 def computing_dtype(sample: torch.Tensor) -> torch.dtype:

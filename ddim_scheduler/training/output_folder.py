@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import travelling
 from .checkpoints import SETTINGS, list_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ def lock(output_dir: Path):
 
 def outputs(output_dir: Path) -> list[Path]:
     """What a run writes, whether it is there or not."""
-    return [*list_checkpoints(output_dir), *(output_dir / name for name in OTHER_OUTPUTS)]
+    code = output_dir.glob(travelling.NAMES)
+    return [*list_checkpoints(output_dir), *code, *(output_dir / name for name in OTHER_OUTPUTS)]
 
 
 def write_whole(path: Path, text: str):
