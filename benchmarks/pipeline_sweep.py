@@ -27,13 +27,13 @@ import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMParallelScheduler, DDIMScheduler, DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from ddim_scheduler import EtaDDIMScheduler
 
 from report import update
-from tiny_pipelines import LATENT, annotated_classes, arguments, build, pipeline_class
+from tiny_pipelines import annotated_classes, arguments, build, built_in, pipeline_class
 
 STEPS = 5  # divides 1000: the built-in is right with `leading`
 TOLERANCE = 1e-3
@@ -75,30 +75,45 @@ def pipelines() -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
+STEP_METHODS = [(cls, name) for cls in (DDIMScheduler, DDIMParallelScheduler, EtaDDIMScheduler) for name in vars(cls)]
+STEP_METHODS = [(cls, name) for cls, name in STEP_METHODS if name in ("step", "batch_step_no_noise")]
+
+
 @contextlib.contextmanager
 def recorded_steps() -> Iterator[list[dict[str, Any]]]:
     """The arguments of each call of `step` and, under "sample", the sample that it returned."""
     calls: list[dict[str, Any]] = []
+    depth = 0
 
     def spy_on(step):
         @functools.wraps(step)
         def spy(*args, **kwargs):
-            result = step(*args, **kwargs)
-            arguments = inspect.signature(step).bind(*args, **kwargs).arguments
-            calls.append({**arguments, "sample": result[0] if isinstance(result, tuple) else result.prev_sample})
+            nonlocal depth
+            depth += 1
+            try:
+                result = step(*args, **kwargs)
+            finally:
+                depth -= 1
+            if depth == 0:  # one of them may call another
+                arguments = inspect.signature(step).bind(*args, **kwargs).arguments
+                sample = (
+                    result
+                    if isinstance(result, torch.Tensor)
+                    else next(iter(tuple(result.values()) if isinstance(result, dict) else result))
+                )
+                calls.append({**arguments, "sample": sample})
             return result
 
         return spy
 
-    classes = (DDIMScheduler, EtaDDIMScheduler)
-    own = [(cls, cls.step) for cls in classes]
-    for cls, step in own:
-        cls.step = spy_on(step)
+    methods = [(cls, name, vars(cls)[name]) for cls, name in STEP_METHODS]
+    for cls, name, method in methods:
+        setattr(cls, name, spy_on(method))
     try:
         yield calls
     finally:
-        for cls, step in own:
-            cls.step = step
+        for cls, name, method in methods:
+            setattr(cls, name, method)
 
 
 def tensors(output: Any) -> list[torch.Tensor]:
@@ -129,11 +144,11 @@ def run(name: str, scheduler, swap: type | None = None, eta: float = 0.0) -> Run
     call = {key: value for key, value in given.items() if key in parameters}
     call |= arguments(pipe)
     torch.manual_seed(0)  # some pipelines give no generator to `step`
-    np.random.seed(0)  # noqa: NPY002: what pipelines draw from
+    np.random.seed(0)  # noqa: NPY002 - what some pipelines draw from
     with recorded_steps() as steps:
         output = tensors(pipe(**call))
     if not steps:
-        raise RuntimeError("the scheduler made no step")
+        raise RuntimeError(f"the built-in made no step: {type(pipe.scheduler).__name__} took its place")
     if not all(tensor.isfinite().all() for tensor in output):
         raise RuntimeError("the result is not finite")
     samples = [step["sample"].detach().float() for step in steps]
@@ -169,14 +184,11 @@ def sweep(name: str, show_traceback: bool = False) -> Row:
                 traceback.print_exc()
             return None, f"{type(error).__name__}: {error}".split("\n")[0][:160]
 
-    def builtin():
-        return DDIMScheduler(**LATENT)
-
-    theirs, error = attempt(builtin())
+    theirs, error = attempt(built_in(name))
     if theirs is None:
         return Row(error, *["not tried"] * 5)
-    ours, swapped = attempt(builtin(), swap=EtaDDIMScheduler)
-    given, constructed = attempt(EtaDDIMScheduler.from_config(builtin().config))
+    ours, swapped = attempt(built_in(name), swap=EtaDDIMScheduler)
+    given, constructed = attempt(EtaDDIMScheduler.from_config(built_in(name).config))
     if given is not None and not issubclass(given.scheduler, EtaDDIMScheduler):
         constructed = f"replaced by {given.scheduler.__name__}"
     if ours is None:
@@ -185,8 +197,8 @@ def sweep(name: str, show_traceback: bool = False) -> Row:
     equal = "" if max(distances) < TOLERANCE else f"differ by {max(distances):.2g}"
 
     takes_eta = "eta" in inspect.signature(pipeline_class(name).__call__).parameters
-    noisy, _ = attempt(builtin(), swap=EtaDDIMScheduler, eta=0.3) if takes_eta else (None, "")
-    reference, _ = attempt(builtin(), eta=0.3) if takes_eta else (None, "")
+    noisy, _ = attempt(built_in(name), swap=EtaDDIMScheduler, eta=0.3) if takes_eta else (None, "")
+    reference, _ = attempt(built_in(name), eta=0.3) if takes_eta else (None, "")
     if noisy is None or reference is None:
         eta = "no argument" if not takes_eta else "error"
     elif noisy.etas != {0.3}:
@@ -198,7 +210,7 @@ def sweep(name: str, show_traceback: bool = False) -> Row:
     return Row("", swapped, constructed, equal, eta, generator)
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
+# ------------------------------------------------------------------------------------------------------------ the table
 
 
 def count(rows: dict[str, Row], field: str) -> str:

@@ -7,10 +7,12 @@ of their calls: `pipe, call = build("StableDiffusionPipeline", scheduler)`.
 Images have 16x16 pixels; every autoencoder halves them once, where its class allows that.
 """
 
+import functools
 import inspect
 import re
 import typing
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -18,7 +20,15 @@ import numpy as np
 import PIL.Image
 import torch
 import transformers
-from diffusers import DDPMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import (
+    AutoencoderKL,
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -157,6 +167,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "MultilingualCLIP": TEXT | {"transformerDimensions": WIDTH, "numDims": WIDTH},
     "ClapTextModelWithProjection": TEXT,
     "Gemma2Model": TEXT | {"num_key_value_heads": 2, "head_dim": 4},
+    "ClapModel": {
+        "text_config": TEXT,
+        "audio_config": {
+            "patch_embeds_hidden_size": 8,
+            "depths": [1],
+            "num_attention_heads": [2],
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+            "spec_size": 64,
+            "num_mel_bins": 16,
+        },
+        "projection_dim": WIDTH,
+    },
     "CLIPImageProjection": {"hidden_size": WIDTH},
     "PaintByExampleImageEncoder": VISION | {"proj_size": WIDTH},
     "PriorTransformer": {
@@ -233,11 +256,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "conditioning_embedding_out_channels": (4, 8),
         "num_attention_heads": 2,
         "max_norm_num_groups": 4,
+        "use_linear_projection": False,
     },
     "T2IAdapter": {"channels": [8, 16], "num_res_blocks": 1, "downscale_factor": 2},
     "UNet1DModel": {
-        "block_out_channels": (8, 8, 16),
-        "extra_in_channels": 16,
+        "block_out_channels": (32, 32, 64),
+        "extra_in_channels": 64,
         "sample_size": 512,
         "sample_rate": 1000,
         "flip_sin_to_cos": True,
@@ -256,13 +280,59 @@ MODELS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 24,
     },
     "Kandinsky3UNet": {
-        "time_embedding_dim": 8,
+        "time_embedding_dim": 4,
         "groups": 2,
         "attention_head_dim": 4,
-        "layers_per_block": 1,
-        "block_out_channels": (8, 16),
+        "layers_per_block": 3,
+        "block_out_channels": (8,) * 4,
         "cross_attention_dim": WIDTH,
         "encoder_hid_dim": WIDTH,
+    },
+    "BriaTransformer2DModel": {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": WIDTH,
+        "axes_dims_rope": [0, 4, 4],
+    },
+    "SanaVideoTransformer3DModel": SANA
+    | {
+        "in_channels": 16,
+        "out_channels": 16,
+        "attention_head_dim": 12,
+        "cross_attention_head_dim": 12,
+        "cross_attention_dim": 24,
+    },
+    "UNetFlatConditionModel": UNET
+    | {
+        "down_block_types": ("DownBlockFlat", "CrossAttnDownBlockFlat"),
+        "up_block_types": ("CrossAttnUpBlockFlat", "UpBlockFlat"),
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,
+    },
+    "UniDiffuserTextDecoder": {
+        "prefix_length": 77,
+        "prefix_inner_dim": WIDTH,
+        "prefix_hidden_dim": WIDTH,
+        "vocab_size": 100,
+        "n_positions": 80,
+        "n_embd": WIDTH,
+        "n_layer": 1,
+        "n_head": 2,
+    },
+    "UniDiffuserModel": {
+        "text_dim": WIDTH,
+        "clip_img_dim": WIDTH,
+        "num_text_tokens": 77,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 1,
+        "sample_size": 8,
+        "patch_size": 2,
     },
     "HunyuanDiT2DModel": HUNYUAN | {"num_layers": 2},
     "HunyuanDiT2DControlNetModel": HUNYUAN | {"transformer_num_layers": 2},
@@ -378,25 +448,89 @@ AUDIO = {
         "cross_attention_dim": (8, 16),
     },
 }
+
+
+def paint_by_example_encoder():
+    encoder_class = annotated_classes(
+        inspect.signature(pipeline_class("PaintByExamplePipeline")).parameters["image_encoder"]
+    )[0]
+    return encoder_class(transformers.CLIPVisionConfig(**VISION), proj_size=WIDTH).eval()
+
+
+class TorchSession:
+    """What OnnxRuntimeModel needs of an inference session, without an export."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]):
+        self.function = function
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="timestep", type="tensor(int64)")]
+
+    def run(self, _, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [self.function(**{key: torch.as_tensor(value) for key, value in inputs.items()}).numpy()]
+
+
+def onnx(model_class: type, function: Callable, **config) -> Callable:
+    """A function that makes an ONNX part, which calls `function(model, **inputs)`."""
+
+    def make():
+        model = seeded(model_class, **MODELS[model_class.__name__] | config)
+        return diffusers.OnnxRuntimeModel(TorchSession(functools.partial(function, model)))
+
+    return make
+
+
+def unet_of_onnx(unet, sample, timestep, encoder_hidden_states, class_labels=None):
+    return unet(sample, timestep, encoder_hidden_states, class_labels=class_labels).sample
+
+
+ONNX = {
+    "unet": onnx(UNet2DConditionModel, unet_of_onnx),
+    "text_encoder": onnx(transformers.CLIPTextModel, lambda encoder, input_ids: encoder(input_ids.long())[0]),
+    "vae_encoder": onnx(AutoencoderKL, lambda vae, sample: vae.encode(sample).latent_dist.mean, **VAE_8),
+    "vae_decoder": onnx(AutoencoderKL, lambda vae, latent_sample: vae.decode(latent_sample).sample, **VAE_8),
+    "vae": onnx(AutoencoderKL, lambda vae, latent_sample: vae.decode(latent_sample).sample, **VAE_8),
+}
 SPECIAL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    (".*XL(?!Unet).*", {"unet": SDXL, "controlnet": SDXL}, {}),
-    ("I2VGenXL.*", {"unet": {}}, {"image": IMAGE}),
+    ("(?!I2V).*XL.*", {"unet": SDXL}, {}),
+    (".*XLControlNet(?!XS).*", {"controlnet": SDXL}, {}),
+    (".*XLControlNetXS.*", {"controlnet": {"cross_attention_dim": 2 * WIDTH}}, {}),
+    (".*ControlNetXS.*", {"unet": {"layers_per_block": 2}}, {}),
+    ("I2VGenXL.*", {}, {"clip_skip": None}),
     (".*Adapter.*", {"unet": ATTENTION_FIRST}, {}),
     (".*AttendAndExcite.*", {}, {"token_indices": [1, 2], "attn_res": (4, 4), "max_iter_to_alter": 2}),
-    (".*SparseControlNet.*", {"controlnet": {"use_simplified_condition_embedding": False}}, {}),
+    (
+        ".*SparseControlNet.*",
+        {"controlnet": {"use_simplified_condition_embedding": False, "conditioning_channels": 3}},
+        {},
+    ),
     (".*ControlNetUnion.*", {}, {"control_mode": [0]}),
     (".*Depth2Img.*", {"unet": {"in_channels": 5}, "depth_estimator": None}, {"depth_map": randn(1, 16, 16)}),
     (".*GLIGEN.*", {"unet": {"attention_type": "gated"}}, {"gligen_phrases": ["cat"], "gligen_boxes": [[0, 0, 1, 1]]}),
+    (
+        ".*GLIGENTextImage.*",
+        {
+            "unet": {"attention_type": "gated-text-image"},
+            "processor": lambda: transformers.CLIPProcessor(image_processor(), tokenizer()),
+        },
+        {},
+    ),
     (".*InstructPix2Pix.*", {"unet": {"in_channels": 8}}, {}),
     (".*Upscale.*", {"unet": {"in_channels": 7, "num_class_embeds": 1000}}, {}),
     (".*LatentUpscale.*", {"unet": {"in_channels": 8, "num_class_embeds": None}}, {}),
     (".*LDM3D.*", {"vae": {"in_channels": 6, "out_channels": 6}}, {}),
-    ("PaintByExample.*", {"unet": {"in_channels": 9}}, {"example_image": IMAGE}),
+    (
+        "PaintByExample.*",
+        {"unet": {"in_channels": 9}, "image_encoder": paint_by_example_encoder},
+        {"example_image": IMAGE},
+    ),
     ("PIA.*", {"unet": {"in_channels": 9}}, {}),
     ("CycleDiffusion.*", {}, {"source_prompt": "a photo of a dog"}),
     ("TextToVideoZero.*", {}, {"t0": 1, "t1": 2, "video_length": 2}),
     ("LDMSuperResolution.*", {"unet": {"in_channels": 6, "out_channels": 3}}, {"image": randn(1, 3, 8, 8)}),
     ("LDMTextToImage.*", {"bert": "CLIPTextModel", "unet": "UNet2DConditionModel", "vqvae": "AutoencoderKL"}, {}),
+    ("StableUnCLIPImg2Img.*", {}, {"image_embeds": DROP}),
     ("StableUnCLIP.*", {"unet": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}}, {}),
     ("Marigold.*", {"unet": {"in_channels": 8}, "prediction_type": "depth"}, {}),
     ("MarigoldNormals.*", {"prediction_type": "normals"}, {}),
@@ -408,12 +542,17 @@ SPECIAL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {},
     ),
     ("KandinskyV22.*", {"unet": {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}}, {}),
-    ("KandinskyV22Controlnet.*", {"unet": {"addition_embed_type": "image_hint", "in_channels": 8}}, {}),
+    (
+        "KandinskyV22Controlnet.*",
+        {"unet": {"addition_embed_type": "image_hint", "in_channels": 8}},
+        {"hint": randn(1, 3, 64, 64, seed=2)},
+    ),
     ("Kandinsky.*Inpaint.*", {"unet": {"in_channels": 9}}, {}),
     ("Kandinsky3.*", {"unet": "Kandinsky3UNet"}, {}),
-    ("IF.*", {"unet": IF_UNET, "watermarker": None}, {}),
+    ("IF.*", {"unet": IF_UNET, "watermarker": None, "scheduler": {"variance_type": "fixed_small"}}, {}),
     ("IF.*SuperResolution.*", {"unet": {"in_channels": 6, "class_embed_type": "timestep"}}, {"original_image": IMAGE}),
     ("(AudioLDM|MusicLDM)Pipeline", AUDIO, {"audio_length_in_s": 0.1}),
+    ("MusicLDM.*", {"text_encoder": "ClapModel"}, {}),
     ("DanceDiffusion.*", {}, {"audio_length_in_s": 0.512}),
     ("PixArtSigmaPAG.*", {"transformer": {"num_layers": 2}}, {}),
     ("CogVideoX.*", {}, {"num_frames": 5, "video": [IMAGE] * 5, "control_video": [IMAGE] * 5}),
@@ -423,14 +562,58 @@ SPECIAL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"vae": VAE_8, "text_encoder_2": {}, "tokenizer_2": {}},
         {"height": 32, "width": 32, "control_image": IMAGE.resize((32, 32))},
     ),
-    ("Sana.*", {"text_encoder": "Gemma2Model"}, {"complex_human_instruction": None}),
-    ("Allegro.*", {}, {"output_type": "latent"}),
+    ("Sana.*", {"text_encoder": "Gemma2Model"}, {"complex_human_instruction": None, "height": 32, "width": 32}),
+    ("SanaVideo.*", {"vae": "AutoencoderKLWan"}, {"frames": 5}),
+    ("Bria.*", {}, {"output_type": "pt"}),
+    (
+        "SkyReels.*",  # no prompt: cleaning it needs a package
+        {},
+        {
+            "prompt": None,
+            "prompt_embeds": randn(1, 16, WIDTH),
+            "negative_prompt_embeds": randn(1, 16, WIDTH, seed=1),
+            "image_embeds": DROP,
+            "video": [IMAGE] * 5,
+            "num_frames": 5,
+            "overlap_history": 1,
+        },
+    ),
+    (
+        ".*StableVideoDiffusion.*",
+        {"image_encoder": {"image_size": 224, "patch_size": 112}},
+        {},
+    ),
+    (
+        ".*Pix2PixZero.*",
+        {"caption_generator": None, "caption_processor": None, "inverse_scheduler": {}},
+        {"source_embeds": randn(1, 77, WIDTH), "target_embeds": randn(1, 77, WIDTH, seed=1)},
+    ),
+    ("SkyReelsV2ImageToVideo.*", {"transformer": {"in_channels": 36, "image_dim": WIDTH, "added_kv_proj_dim": 24}}, {}),
+    (
+        "(StableDiffusion)?Onnx.*",
+        ONNX,
+        {
+            "generator": None,
+            "height": 64,
+            "width": 64,
+            "image": IMAGE.resize((64, 64)),
+            "mask_image": MASK.resize((64, 64)),
+        },
+    ),
+    ("OnnxStableDiffusionInpaint.*", {"unet": onnx(UNet2DConditionModel, unet_of_onnx, in_channels=9)}, {}),
+    (
+        ".*OnnxStableDiffusionUpscale.*",
+        {"unet": onnx(UNet2DConditionModel, unet_of_onnx, in_channels=7, num_class_embeds=1000)},
+        {},
+    ),
+    ("StableDiffusionParadigms.*", {"scheduler": DDIMParallelScheduler}, {}),
+    ("Allegro.*", {}, {"output_type": "latent", "height": 32, "width": 32}),
     (
         "ShapE.*",
         {
             "prior": {
                 "embedding_proj_dim": WIDTH,
-                "clip_embed_dim": WIDTH,
+                "clip_embed_dim": 2 * WIDTH,
                 "num_embeddings": 16,
                 "time_embed_dim": 16,
                 "additional_embeddings": 0,
@@ -445,7 +628,7 @@ SPECIAL: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 ]
 # what must run before the call, with the scheduler that the call will use; its result is given to the call
 PREPARE: list[tuple[str, Callable[[Any], dict[str, Any]]]] = [
-    ("LEditsPP.*", lambda pipe: pipe.invert(image=IMAGE, num_inversion_steps=5, skip=0.2) and {}),
+    ("LEditsPP.*", lambda pipe: pipe.invert(image=IMAGE.resize((32, 32)), num_inversion_steps=5, skip=0.2) and {}),
     (
         ".*DiffEdit.*",
         lambda pipe: {
@@ -461,7 +644,7 @@ PREPARE: list[tuple[str, Callable[[Any], dict[str, Any]]]] = [
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A hundred words, some of which mean something."""
-    words = ["<s>", "</s>", "<unk>", "<mask>", *"a photo of cat dog and the red blue with on in".split()]
+    words = ["<s>", "</s>", "<unk>", "<mask>", "a", "photo", "of", "cat", "dog", "red", "blue"]
     vocabulary = {word: i for i, word in enumerate(words + [f"word{i}" for i in range(100 - len(words))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -501,10 +684,8 @@ def annotated_classes(parameter: inspect.Parameter) -> list[type]:
     return [c for c in typing.get_args(annotation) or (annotation,) if isinstance(c, type) and c is not type(None)]
 
 
-def part(name: str, parameter: inspect.Parameter, config: dict[str, Any] | str, scheduler: SchedulerMixin):
+def part(name: str, parameter: inspect.Parameter, config: dict[str, Any] | str):
     classes = annotated_classes(parameter)
-    if name == "scheduler":
-        return scheduler
     if name == "safety_checker":
         return None
     if "tokenizer" in name:
@@ -523,21 +704,46 @@ def part(name: str, parameter: inspect.Parameter, config: dict[str, Any] | str, 
     raise NotImplementedError(f"no tiny {name}: {parameter.annotation}")
 
 
+def special_parts(name: str) -> dict[str, Any]:
+    configs: dict[str, Any] = {}
+    for pattern, parts, _ in SPECIAL:
+        if re.fullmatch(pattern, name):
+            configs = merged(configs, parts)
+    return configs
+
+
+def merged(configs: dict[str, Any], parts: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: configs[key] | value
+        for key, value in parts.items()
+        if isinstance(value, dict) and isinstance(configs.get(key), dict)
+    }
+    return configs | parts | both
+
+
+def built_in(name: str) -> DDIMScheduler:
+    """diffusers' scheduler for that pipeline."""
+    config = special_parts(name).get("scheduler", {})
+    if isinstance(config, type):
+        return config(**LATENT)
+    return DDIMScheduler.from_config(LATENT | config)
+
+
 def build(name: str, scheduler: SchedulerMixin, **parts: Any) -> DiffusionPipeline:
     """A pipeline with that scheduler. `parts` are entries of the parts' configs, or the parts themselves."""
     cls = pipeline_class(name)
-    configs: dict[str, Any] = {}
-    for special_parts in [parts_ for pattern, parts_, _ in SPECIAL if re.fullmatch(pattern, name)] + [parts]:
-        for key, value in special_parts.items():
-            both = isinstance(value, dict) and isinstance(configs.get(key), dict)
-            configs[key] = configs[key] | value if both else value
+    configs = merged(special_parts(name), parts)
     components = {}
     for key, parameter in inspect.signature(cls.__init__).parameters.items():
         config = configs.get(key, {})
-        if not isinstance(config, dict | str) or key == "prediction_type":
+        if key == "scheduler":
+            components[key] = scheduler
+        elif callable(config):
+            components[key] = config()
+        elif not isinstance(config, dict | str) or key == "prediction_type":
             components[key] = config
         elif key not in ("self", "kwargs") and (parameter.default is parameter.empty or key in configs):
-            components[key] = part(key, parameter, config, scheduler)
+            components[key] = part(key, parameter, config)
     pipe = cls(**components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
