@@ -4,7 +4,7 @@
 Runs every pipeline of diffusers that can take a scheduler with betas, from tiny random parts, with the built-in
 DDIMScheduler and with EtaDDIMScheduler, swapped and given to the constructor. Prints a line for each and the totals.
 
-    python benchmarks/pipeline_sweep.py
+    python benchmarks/pipeline_sweep.py --update RESULTS.md
     python benchmarks/pipeline_sweep.py --only StableDiffusionPipeline --traceback
 """
 
@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import functools
 import inspect
+import logging
 import os
 import time
 import traceback
@@ -148,7 +149,7 @@ def run(name: str, scheduler, swap: type | None = None, eta: float = 0.0) -> Run
     with recorded_steps() as steps:
         output = tensors(pipe(**call))
     if not steps:
-        raise RuntimeError(f"the built-in made no step: {type(pipe.scheduler).__name__} took its place")
+        raise RuntimeError(f"it made no step: {type(pipe.scheduler).__name__} took its place")
     if not all(tensor.isfinite().all() for tensor in output):
         raise RuntimeError("the result is not finite")
     samples = [step["sample"].detach().float() for step in steps]
@@ -251,6 +252,7 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
+    logging.getLogger("ddim_scheduler").setLevel(logging.ERROR)
 
     kinds = pipelines()
     unknown = [name for name in args.only if name not in kinds]

@@ -284,7 +284,7 @@ def test_step_of_ddpo(config, eta):
         mean, std, _ = ours.transition(output, timesteps, x, eta=eta)
         torch.testing.assert_close(result[2], mean, rtol=1e-3, atol=1e-3)
         log_prob = ours.log_prob(result[0], mean, std, reduction="mean")
-        torch.testing.assert_close(result[1], log_prob, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result[1], log_prob, rtol=1e-2, atol=1e-3)
 
         again = step_with_log_prob(ours, output, timesteps, x, eta, prev_sample=result[0])
         assert torch.equal(again[1], result[1])
