@@ -192,12 +192,14 @@ def sweep(name: str, show_traceback: bool = False) -> Row:
     given, constructed = attempt(EtaDDIMScheduler.from_config(built_in(name).config))
     if given is not None and not issubclass(given.scheduler, EtaDDIMScheduler):
         constructed = f"replaced by {given.scheduler.__name__}"
+    takes_eta = "eta" in inspect.signature(pipeline_class(name).__call__).parameters
     if ours is None:
-        return Row("", swapped, constructed, *["not tried"] * 3)
+        eta, generator = takes_eta, theirs.generator_arrived
+        tried = ("not tried" if eta else "no argument", "not tried" if generator else "not given")
+        return Row("", swapped, constructed, "not tried", *tried)
     distances = [difference(other, theirs) for other in (ours, given) if other is not None]
     equal = "" if max(distances) < TOLERANCE else f"differ by {max(distances):.2g}"
 
-    takes_eta = "eta" in inspect.signature(pipeline_class(name).__call__).parameters
     noisy, _ = attempt(built_in(name), swap=EtaDDIMScheduler, eta=0.3) if takes_eta else (None, "")
     reference, _ = attempt(built_in(name), eta=0.3) if takes_eta else (None, "")
     if noisy is None or reference is None:
