@@ -150,9 +150,9 @@ def run(name: str, scheduler, swap: type | None = None, eta: float = 0.0) -> Run
         output = tensors(pipe(**call))
     if not steps:
         raise RuntimeError(f"it made no step: {type(pipe.scheduler).__name__} took its place")
-    if not all(tensor.isfinite().all() for tensor in output):
-        raise RuntimeError("the result is not finite")
     samples = [step["sample"].detach().float() for step in steps]
+    if not all(tensor.isfinite().all() for tensor in output + samples):
+        raise RuntimeError("the result is not finite")
     etas = {step.get("eta") for step in steps}
     return Run(type(pipe.scheduler), output + samples, etas, all(s.get("generator") is generator for s in steps))
 
@@ -193,17 +193,19 @@ def sweep(name: str, show_traceback: bool = False) -> Row:
     if given is not None and not issubclass(given.scheduler, EtaDDIMScheduler):
         constructed = f"replaced by {given.scheduler.__name__}"
     takes_eta = "eta" in inspect.signature(pipeline_class(name).__call__).parameters
+    reference, _ = attempt(built_in(name), eta=0.3) if takes_eta else (None, "")
     if ours is None:
-        eta, generator = takes_eta, theirs.generator_arrived
-        tried = ("not tried" if eta else "no argument", "not tried" if generator else "not given")
-        return Row("", swapped, constructed, "not tried", *tried)
+        eta = "not tried" if reference is not None else "not taken"
+        generator = "not tried" if theirs.generator_arrived else "not given"
+        return Row("", swapped, constructed, "not tried", eta, generator)
     distances = [difference(other, theirs) for other in (ours, given) if other is not None]
     equal = "" if max(distances) < TOLERANCE else f"differ by {max(distances):.2g}"
 
-    noisy, _ = attempt(built_in(name), swap=EtaDDIMScheduler, eta=0.3) if takes_eta else (None, "")
-    reference, _ = attempt(built_in(name), eta=0.3) if takes_eta else (None, "")
-    if noisy is None or reference is None:
-        eta = "no argument" if not takes_eta else "error"
+    noisy, error = attempt(built_in(name), swap=EtaDDIMScheduler, eta=0.3) if reference is not None else (None, "")
+    if reference is None:
+        eta = "not taken"
+    elif noisy is None:
+        eta = error
     elif noisy.etas != {0.3}:
         eta = f"not given: {noisy.etas}" if noisy.etas == reference.etas else f"lost: {noisy.etas}"
     else:
@@ -223,7 +225,7 @@ def count(rows: dict[str, Row], field: str) -> str:
 
 def table(kinds: Counter, rows: dict[str, Row]) -> str:
     ran = {name: row for name, row in rows.items() if not row.builtin}
-    no_eta = sum(row.eta == "no argument" for row in ran.values())
+    no_eta = sum(row.eta == "not taken" for row in ran.values())
     no_generator = sum(row.generator == "not given" for row in ran.values())
     lines = [
         f"| {kinds['betas']} pipelines of diffusers {diffusers.__version__} that take a schedule of betas | |",

@@ -725,7 +725,7 @@ def built_in(name: str) -> DDIMScheduler:
     """diffusers' scheduler for that pipeline."""
     config = special_parts(name).get("scheduler", {})
     if isinstance(config, type):
-        return config(**LATENT)
+        return config(**LATENT | {"set_alpha_to_one": True})  # DDIMParallelScheduler's batch step always ends at x_0
     return DDIMScheduler.from_config(LATENT | config)
 
 

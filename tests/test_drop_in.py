@@ -294,7 +294,7 @@ def test_sweep(capsys):
     rows = pipeline_sweep.main(["--only", *names])
     assert [*rows] == names
     assert set(rows["StableDiffusionPipeline"]) == {""}
-    assert (rows["DiTPipeline"].eta, rows["DiTPipeline"].generator) == ("no argument", "not given")
+    assert (rows["DiTPipeline"].eta, rows["DiTPipeline"].generator) == ("not taken", "not given")
     assert "original_inference_steps" in rows["LatentConsistencyModelPipeline"].builtin
     assert "| ran with the built-in DDIMScheduler | 2 |" in capsys.readouterr().out
 
