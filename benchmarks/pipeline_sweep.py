@@ -68,7 +68,7 @@ def pipelines() -> dict[str, str]:
             cls = pipeline_class(name)
             dummy = cls.__module__.startswith("diffusers.utils.dummy")
             is_pipeline = isinstance(cls, type) and cls.__module__.startswith("diffusers.")
-            if is_pipeline and (dummy or issubclass(cls, DiffusionPipeline)) and "__call__" in dir(cls):
+            if is_pipeline and (dummy or (issubclass(cls, DiffusionPipeline) and "__call__" in dir(cls))):
                 found[name] = kind(cls)
     return found
 
