@@ -79,6 +79,7 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python benchmarks/differences.py --update README.md
 	$(VENV)/bin/python benchmarks/step.py --device $(DEVICE) --update RESULTS.md --plot docs/step-$(DEVICE).png
 	$(VENV)/bin/python benchmarks/pipeline.py --device $(DEVICE) --update RESULTS.md
+	$(VENV)/bin/python benchmarks/pipeline_sweep.py --update RESULTS.md
 
 bench-training: data/digits
 	$(VENV)/bin/python benchmarks/training.py --device $(DEVICE) --update RESULTS.md

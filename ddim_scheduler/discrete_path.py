@@ -80,7 +80,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         table = self._table_of(self._levels, prev_timesteps, device)
         # assigned together, so that a device that is not there changes nothing
         self._prev_timesteps, self._table = prev_timesteps, table
-        self._publish({"timesteps": timesteps}, {"timesteps": grid})
+        self._publish({"timesteps": timesteps}, {"timesteps": grid.copy()})
 
     def _set_number(self, num_inference_steps: int | None):
         # a truth value beside the number, since a compiled step would be compiled anew for each number that it looks at
@@ -261,11 +261,13 @@ class DiscretePath(LiveAttributes, EtaSteps):
         dtype = computing_dtype(sample)
         return *self._table.path(timesteps, sample, dtype), dtype
 
-    def _get_variance(self, timestep: int, prev_timestep: int) -> torch.Tensor:
-        """Square of eq. (16) at eta = 1 for any two timesteps; a negative `prev_timestep` is the final one."""
+    def _get_variance(self, timestep: int, prev_timestep: int | None = None) -> torch.Tensor:
+        """Square of eq. (16) at eta = 1 for any two timesteps, or to the successor; a negative one is the final one."""
         self._follow()
+        if prev_timestep is None:
+            prev_timestep = self.previous_timestep(timestep)
         log_t, log_s = (self._levels[0][max(int(t), -1)] for t in (timestep, prev_timestep))
-        variance = np.expm1(log_s) / np.expm1(log_t) * -np.expm1(log_t - log_s)
+        variance = abs(np.expm1(log_s) / np.expm1(log_t) * np.expm1(log_t - log_s))  # 0 at the end, not -0
         return torch.tensor(variance, dtype=torch.float32)
 
     def __len__(self) -> int:

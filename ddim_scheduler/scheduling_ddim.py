@@ -141,6 +141,7 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
     __module__ = "ddim_scheduler"
     _code = travelling_code(__name__, SCHEDULER_ENTRY)
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    _is_ode_scheduler = True  # asked by ParaDiGMS
     order = 1
 
     @register_to_config
@@ -170,6 +171,8 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         self._set_number(None)
         self._check_config()
         self._make_noise_schedule()
+        # the rest belongs to the model: a class that reads this config must not put its own defaults there
+        self.config.put("_use_default_values", sorted({*self.config.get("_use_default_values", [])} - {*MODEL_KEYS}))
 
     def _check_config(self):
         """Checks every entry of the config, and makes plain Python numbers of them."""
@@ -241,8 +244,8 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         result = super().from_config({**config, "_use_default_values": replaceable}, return_unused_kwargs, **kwargs)
         scheduler = result[0] if return_unused_kwargs else result
         # those that stay remain defaults, for the class that reads this config next
-        kept = [key for key in defaults if key in MODEL_KEYS and key in scheduler.config and key not in kwargs]
-        scheduler.config.put("_use_default_values", [*scheduler.config.get("_use_default_values", []), *kept])
+        kept = {key for key in defaults if key in MODEL_KEYS and key in scheduler.config} - kwargs.keys()
+        scheduler.config.put("_use_default_values", sorted({*scheduler.config["_use_default_values"], *kept}))
         return result
 
     def set_timesteps(
@@ -306,18 +309,22 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         model_output: torch.Tensor,
         timesteps: torch.Tensor,
         sample: torch.Tensor,
-        eta: float | torch.Tensor | None = None,
+        eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
     ) -> torch.Tensor:
         """
-        The mean of x_s for samples at timesteps of their own, as `DDIMParallelScheduler` has it for ParaDiGMS
-        (https://arxiv.org/abs/2305.16317). Arguments and errors are those of `step`, which takes them as well.
+        x_s for samples at timesteps of their own, as `DDIMParallelScheduler` has it for ParaDiGMS
+        (https://arxiv.org/abs/2305.16317). It is `step`, which takes these timesteps as well, at eta = 0.
 
         Returns:
             `torch.Tensor` of the sample's shape and dtype.
+
+        Raises:
+            ValueError, TypeError: As `step`; or if `eta` is not 0.
         """
-        mean = self.transition(model_output, timesteps, sample, eta, use_clipped_model_output).mean
-        return cast(mean, sample.dtype)
+        if eta != 0:
+            raise ValueError(f"`eta` must be 0 for a step without noise, but is {eta!r}.")
+        return self.step(model_output, timesteps, sample, 0.0, use_clipped_model_output, return_dict=False)[0]
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns the sample as it is: DDIM scales no model input."""
@@ -340,6 +347,11 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler, DDIMInverseScheduler):
 
     __module__ = EtaDDIMScheduler.__module__
     _code = EtaDDIMScheduler._code
+
+    @property
+    def initial_alpha_cumprod(self) -> torch.Tensor:
+        """The level that the first step starts from, as `DDIMInverseScheduler` calls it."""
+        return self.final_alpha_cumprod
 
     def _set_grid(self, grid: np.ndarray, device: str | torch.device | None, timesteps: torch.Tensor | None = None):
         super()._set_grid(grid[::-1], device, timesteps)

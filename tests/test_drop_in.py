@@ -2,306 +2,62 @@
 
 import functools
 import inspect
+import sys
+from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    CogVideoXDDIMScheduler,
-    DDIMScheduler,
-    DDPMScheduler,
-    EDMEulerScheduler,
-    SchedulerMixin,
-    UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
-)
+from diffusers import CogVideoXDDIMScheduler, DDIMScheduler, DDPMScheduler, EDMEulerScheduler, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from ddim_scheduler import EtaDDIMScheduler
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import pipeline_sweep
+import tiny_pipelines
+from tiny_pipelines import LATENT, arguments, randn
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, in diffusers' solvers
 
 STEPS = 5  # divides 1000: the built-in scheduler is right
-LATENT = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def seeded(model_class, **config):
-    torch.manual_seed(0)
-    return model_class(**config).eval()
-
-
-# ------------------------------------------------------------- tiny pipelines: (pipeline, arguments of its call)
-
-VAE = {
-    "block_out_channels": (4, 8),
-    "norm_num_groups": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-}
-UNET = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 16), "norm_num_groups": 4}
-CROSS_ATTENTION = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": 8,
-    "attention_head_dim": 4,
-}
-SIMPLE_CROSS_ATTENTION = {
-    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
-    "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    "cross_attention_dim": 8,
-    "encoder_hid_dim": 8,
-    "attention_head_dim": 4,
-    "resnet_time_scale_shift": "scale_shift",
-}
-TRANSFORMER = {"sample_size": 8, "patch_size": 2, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 4}
-PROMPT = {"prompt_embeds": randn(1, 4, 8), "negative_prompt_embeds": randn(1, 4, 8, seed=1)}
-PIXART = {
-    "prompt_attention_mask": torch.ones(1, 4),
-    "negative_prompt_attention_mask": torch.ones(1, 4),
-    "use_resolution_binning": False,
-}
-SIZE = {"height": 16, "width": 16}
-IMAGE = randn(1, 3, 16, 16, seed=2).clamp(0, 1)
-INPAINT = {"image": IMAGE, "mask_image": IMAGE[:, :1].round(), **SIZE}
-
-
-def vae():
-    return seeded(AutoencoderKL, latent_channels=4, **VAE)
-
-
-def vq_model(**config):
-    return seeded(VQModel, **VAE | {"num_vq_embeddings": 12} | config)
-
-
-def pixel_unet(**config):
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-    return seeded(UNet2DModel, **UNET, **blocks, **config)
-
-
-def stable_diffusion(pipeline="StableDiffusionPipeline", scheduler=None, in_channels=4, components=None, **call):
-    unet = seeded(UNet2DConditionModel, in_channels=in_channels, **UNET, **CROSS_ATTENTION)
-    pipe = getattr(diffusers, pipeline)(
-        vae=vae(),
-        text_encoder=None,
-        tokenizer=None,
-        unet=unet,
-        scheduler=scheduler or DDIMScheduler(**LATENT),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **(components(unet) if components else {}),
-    )
-    return pipe, PROMPT | call
-
-
-def control_net(unet):
-    # one downsampling, as in the tiny VAE
-    return {
-        "controlnet": seeded(diffusers.ControlNetModel.from_unet, unet=unet, conditioning_embedding_out_channels=(4, 8))
-    }
-
-
-def stable_diffusion_xl(pipeline="StableDiffusionXLPipeline", **call):
-    pipe = getattr(diffusers, pipeline)(
-        vae=vae(),
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=seeded(
-            UNet2DConditionModel,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 8,
-            **UNET,
-            **CROSS_ATTENTION,
-        ),
-        scheduler=DDIMScheduler(**LATENT),
-        add_watermarker=False,
-    )
-    pooled = {"pooled_prompt_embeds": randn(1, 8), "negative_pooled_prompt_embeds": randn(1, 8, seed=1)}
-    return pipe, PROMPT | pooled | call
-
-
-def ldm():
-    return diffusers.LDMPipeline(vqvae=vq_model(), unet=pixel_unet(), scheduler=DDIMScheduler(**LATENT)), {}
-
-
-def ldm_super_resolution():
-    unet = pixel_unet(in_channels=6, out_channels=3)
-    pipe = diffusers.LDMSuperResolutionPipeline(vqvae=vq_model(), unet=unet, scheduler=DDIMScheduler(**LATENT))
-    return pipe, {"image": IMAGE[:, :, :8, :8]}
-
-
-def ddpm():
-    return diffusers.DDPMPipeline(unet=pixel_unet(), scheduler=DDIMScheduler()), {}
-
-
-def dit():
-    transformer = seeded(
-        diffusers.DiTTransformer2DModel, in_channels=4, out_channels=8, num_embeds_ada_norm=1000, **TRANSFORMER
-    )
-    pipe = diffusers.DiTPipeline(transformer=transformer, vae=vae(), scheduler=DDIMScheduler(clip_sample=False))
-    return pipe, {"class_labels": [1]}
-
-
-def text_transformer(pipeline, model, call):
-    transformer = seeded(
-        getattr(diffusers, model),
-        in_channels=4,
-        out_channels=8,
-        caption_channels=8,
-        cross_attention_dim=8,
-        num_embeds_ada_norm=1000,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        norm_eps=1e-6,
-        attention_bias=True,
-        **TRANSFORMER,
-    )
-    pipe = getattr(diffusers, pipeline)(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae(),
-        transformer=transformer,
-        scheduler=DDIMScheduler(**LATENT),
-    )
-    return pipe, PROMPT | SIZE | {"clean_caption": False, "negative_prompt": None} | call
-
-
-def kandinsky():
-    unet = UNET | {"block_out_channels": (8, 8)} | SIMPLE_CROSS_ATTENTION
-    image_unet = {
-        "in_channels": 4,
-        "out_channels": 8,
-        "addition_embed_type": "image",
-        "encoder_hid_dim_type": "image_proj",
-    }
-    pipe = diffusers.KandinskyV22Pipeline(
-        unet=seeded(UNet2DConditionModel, **image_unet, **unet),
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, clip_sample=False),
-        movq=vq_model(latent_channels=4, norm_type="spatial", block_out_channels=(32, 32), norm_num_groups=8),
-    )
-    return pipe, SIZE | {"image_embeds": randn(1, 8), "negative_image_embeds": randn(1, 8, seed=1)}
-
-
-def animate_diff():
-    pipe = diffusers.AnimateDiffPipeline(
-        vae=vae(),
-        text_encoder=None,
-        tokenizer=None,
-        unet=seeded(UNet2DConditionModel, **UNET, **CROSS_ATTENTION),
-        motion_adapter=seeded(
-            diffusers.MotionAdapter,
-            block_out_channels=UNET["block_out_channels"],
-            motion_layers_per_block=1,
-            motion_norm_num_groups=4,
-            motion_num_attention_heads=2,
-        ),
-        scheduler=DDIMScheduler(beta_schedule="linear", steps_offset=1, clip_sample=False),
-    )
-    return pipe, PROMPT | SIZE | {"num_frames": 2}
-
-
-def cog_video_x():
-    pipe = diffusers.CogVideoXPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=seeded(
-            diffusers.AutoencoderKLCogVideoX,
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(4,) * 4,
-            latent_channels=4,
-            layers_per_block=1,
-            norm_num_groups=2,
-        ),
-        transformer=seeded(
-            diffusers.CogVideoXTransformer3DModel,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=2,
-            text_embed_dim=8,
-            num_layers=1,
-            sample_width=2,
-            sample_height=2,
-            sample_frames=5,
-            max_text_seq_length=4,
-        ),
-        scheduler=DDIMScheduler(**LATENT | {"prediction_type": "v_prediction"}),
-    )
-    return pipe, PROMPT | SIZE | {"num_frames": 5, "max_sequence_length": 4}
-
-
-def deepfloyd_if():
-    unet = UNET | {"block_out_channels": (8, 8)} | SIMPLE_CROSS_ATTENTION
-    text_unet = {"in_channels": 3, "out_channels": 6, "addition_embed_type": "text", "addition_embed_type_num_heads": 2}
-    settings = {"beta_schedule": "squaredcos_cap_v2", "thresholding": True, "sample_max_value": 1.5}
-    pipe = diffusers.IFPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        unet=seeded(UNet2DConditionModel, **text_unet, **unet),
-        scheduler=DDPMScheduler(variance_type="fixed_small", **settings),
-        safety_checker=None,
-        feature_extractor=None,
-        watermarker=None,
-        requires_safety_checker=False,
-    )
-    return pipe, PROMPT
-
-
-def marigold():
-    pipe = diffusers.MarigoldDepthPipeline(
-        unet=seeded(UNet2DConditionModel, in_channels=8, **UNET, **CROSS_ATTENTION),
-        vae=vae(),
-        scheduler=DDIMScheduler(**LATENT | {"prediction_type": "v_prediction"}),
-        text_encoder=None,
-        tokenizer=None,
-        prediction_type="depth",
-    )
-    pipe.empty_text_embedding = PROMPT["prompt_embeds"]
-    return pipe, {"image": IMAGE, "processing_resolution": 0}
-
-
+# (pipeline, entries of the configs of its parts)
 PIPELINES = {
-    "sd": stable_diffusion,
-    "sd_img2img": lambda: stable_diffusion("StableDiffusionImg2ImgPipeline", image=IMAGE, strength=0.8),
-    "sd_inpaint": lambda: stable_diffusion("StableDiffusionInpaintPipeline", **INPAINT),
-    "sd_inpaint_unet": lambda: stable_diffusion("StableDiffusionInpaintPipeline", in_channels=9, **INPAINT),
-    "sd_pix2pix": lambda: stable_diffusion("StableDiffusionInstructPix2PixPipeline", in_channels=8, image=IMAGE),
-    "sd_panorama": lambda: stable_diffusion("StableDiffusionPanoramaPipeline", height=16, width=24),
-    "controlnet": lambda: stable_diffusion("StableDiffusionControlNetPipeline", components=control_net, image=IMAGE),
-    "sdxl": stable_diffusion_xl,
-    "sdxl_img2img": lambda: stable_diffusion_xl("StableDiffusionXLImg2ImgPipeline", image=IMAGE, strength=0.8),
-    "sdxl_inpaint": lambda: stable_diffusion_xl("StableDiffusionXLInpaintPipeline", strength=0.8, **INPAINT),
-    "ldm": ldm,
-    "ldm_super_resolution": ldm_super_resolution,
-    "ddpm": ddpm,
-    "dit": dit,
-    "pixart_alpha": lambda: text_transformer("PixArtAlphaPipeline", "PixArtTransformer2DModel", PIXART),
-    "pixart_sigma": lambda: text_transformer("PixArtSigmaPipeline", "PixArtTransformer2DModel", PIXART),
-    "latte": lambda: text_transformer("LattePipeline", "LatteTransformer3DModel", {"video_length": 16}),
-    "kandinsky": kandinsky,
-    "animate_diff": animate_diff,
-    "cog_video_x": cog_video_x,
-    "deepfloyd_if": deepfloyd_if,
-    "marigold": marigold,
+    "sd": ("StableDiffusionPipeline", {}),
+    "sd_img2img": ("StableDiffusionImg2ImgPipeline", {}),
+    "sd_inpaint": ("StableDiffusionInpaintPipeline", {}),
+    "sd_inpaint_unet": ("StableDiffusionInpaintPipeline", {"unet": {"in_channels": 9}}),
+    "sd_pix2pix": ("StableDiffusionInstructPix2PixPipeline", {}),
+    "sd_panorama": ("StableDiffusionPanoramaPipeline", {}),
+    "controlnet": ("StableDiffusionControlNetPipeline", {}),
+    "sdxl": ("StableDiffusionXLPipeline", {}),
+    "sdxl_img2img": ("StableDiffusionXLImg2ImgPipeline", {}),
+    "sdxl_inpaint": ("StableDiffusionXLInpaintPipeline", {}),
+    "ldm": ("LDMPipeline", {}),
+    "ldm_super_resolution": ("LDMSuperResolutionPipeline", {}),
+    "ddpm": ("DDPMPipeline", {}),
+    "dit": ("DiTPipeline", {}),
+    "pixart_alpha": ("PixArtAlphaPipeline", {}),
+    "pixart_sigma": ("PixArtSigmaPipeline", {}),
+    "latte": ("LattePipeline", {}),
+    "kandinsky": ("KandinskyV22Pipeline", {}),
+    "animate_diff": ("AnimateDiffPipeline", {}),
+    "cog_video_x": ("CogVideoXPipeline", {}),
+    "deepfloyd_if": ("IFPipeline", {}),
+    "marigold": ("MarigoldDepthPipeline", {}),
+}
+# where they are not those of Stable Diffusion
+SCHEDULERS = {
+    "ddpm": DDIMScheduler(),
+    "dit": DDIMScheduler(clip_sample=False),
+    "kandinsky": DDIMScheduler(beta_start=0.00085, beta_end=0.012, clip_sample=False),
+    "animate_diff": DDIMScheduler(beta_schedule="linear", steps_offset=1, clip_sample=False),
+    "cog_video_x": DDIMScheduler(**LATENT | {"prediction_type": "v_prediction"}),
+    "deepfloyd_if": DDPMScheduler(
+        variance_type="fixed_small", beta_schedule="squaredcos_cap_v2", thresholding=True, sample_max_value=1.5
+    ),
+    "marigold": DDIMScheduler(**LATENT | {"prediction_type": "v_prediction"}),
 }
 
 # what each pipeline's call and its call of `step` leave out
@@ -315,8 +71,9 @@ TIMESTEPS = (
 
 @functools.cache
 def build(name):
-    pipe, call = PIPELINES[name]()
-    pipe.set_progress_bar_config(disable=True)
+    pipeline, parts = PIPELINES[name]
+    pipe = tiny_pipelines.build(pipeline, SCHEDULERS.get(name, DDIMScheduler(**LATENT)), **parts)
+    call = arguments(pipe) | ({"width": 24} if name == "sd_panorama" else {})
     return pipe, call, pipe.scheduler.config
 
 
@@ -346,7 +103,7 @@ def run(pipe, scheduler, steps, **call):
     pipe.scheduler = scheduler
     torch.manual_seed(0)  # some pipelines give no generator to `step`
     call = {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(0)} | call
-    images = torch.as_tensor(pipe(**call, output_type="np", return_dict=False)[0])
+    images = torch.as_tensor(pipe(**call, return_dict=False)[0])
     assert images.isfinite().all()
     assert images.std() > 0.05
     return images, steps.copy()
@@ -429,9 +186,8 @@ def test_learned_variance_as_in_ddpm(name, variance_type, steps):
 )
 def test_latents_are_not_clamped(name, steps):
     settings = {key: value for key, value in LATENT.items() if key != "clip_sample" and key != "set_alpha_to_one"}
-    pipe, call = stable_diffusion(scheduler=getattr(diffusers, name)(**settings))
-    pipe.set_progress_bar_config(disable=True)
-    config = pipe.scheduler.config
+    pipe = tiny_pipelines.build("StableDiffusionPipeline", getattr(diffusers, name)(**settings))
+    call, config = arguments(pipe), pipe.scheduler.config
     ours = run(pipe, EtaDDIMScheduler.from_config(config), steps, **call)
     assert steps[-1]["result"][0].abs().max() > 2
     assert_same(ours, run(pipe, DDIMScheduler.from_config(config, clip_sample=False), steps, **call))
@@ -475,25 +231,22 @@ SETTINGS = {
 KARRAS = [e.name for e in KarrasDiffusionSchedulers if e.name != "EDMEulerScheduler"]
 
 
-def swap(scheduler, scheduler_class, path, saved):
-    """`scheduler_class` from the scheduler's config, in memory or from a file."""
-    if not saved:
-        return scheduler_class.from_config(scheduler.config)
+def swap(scheduler, scheduler_class, path):
     scheduler.save_pretrained(path)
     return scheduler_class.from_pretrained(path)
 
 
-@pytest.mark.parametrize("saved", [False, True], ids=["config", "file"])
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("name", KARRAS)
-def test_swap_there_and_back_restores_the_config(name, settings, saved, tmp_path):
+def test_swap_there_and_back_by_files_restores_the_config(name, settings, tmp_path):
+    """test_compatibles.py has it for configs in memory."""
     scheduler_class = getattr(diffusers, name)
     if not issubclass(scheduler_class, SchedulerMixin):
         pytest.skip(f"{name} needs an optional package")
     keys = set(inspect.signature(scheduler_class).parameters)
     scheduler = scheduler_class(**{key: value for key, value in SETTINGS[settings].items() if key in keys})
-    ours = swap(scheduler, EtaDDIMScheduler, tmp_path / "theirs", saved)
-    back = swap(ours, scheduler_class, tmp_path / "ours", saved)
+    ours = swap(scheduler, EtaDDIMScheduler, tmp_path / "theirs")
+    back = swap(ours, scheduler_class, tmp_path / "ours")
     assert {key: back.config[key] for key in keys} == {key: scheduler.config[key] for key in keys}
 
 
@@ -530,3 +283,24 @@ def test_config_of_a_scheduler_whose_package_is_missing():
 def test_edm_is_refused():
     with pytest.raises(ValueError, match="beta schedule"):
         EtaDDIMScheduler.from_config(EDMEulerScheduler().config)
+
+
+# ----------------------------------------------------------------------------------------------------------- the sweep
+
+
+def test_sweep(capsys):
+    """`benchmarks/pipeline_sweep.py`: one that runs in every way, one without eta, one that takes no DDIM."""
+    names = ["StableDiffusionPipeline", "DiTPipeline", "LatentConsistencyModelPipeline"]
+    rows = pipeline_sweep.main(["--only", *names])
+    assert [*rows] == names
+    assert set(rows["StableDiffusionPipeline"]) == {""}
+    assert (rows["DiTPipeline"].eta, rows["DiTPipeline"].generator) == ("not taken", "not given")
+    assert "original_inference_steps" in rows["LatentConsistencyModelPipeline"].builtin
+    assert "| ran with the built-in DDIMScheduler | 2 |" in capsys.readouterr().out
+
+
+def test_kinds_of_pipelines():
+    kinds = pipeline_sweep.pipelines()
+    assert {kinds[name] for name in ("StableDiffusionPipeline", "DDIMPipeline", "CogVideoXPipeline")} == {"betas"}
+    assert kinds["FluxPipeline"] == "flow"
+    assert kinds["StableCascadeDecoderPipeline"] == "other"
