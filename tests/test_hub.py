@@ -1,4 +1,4 @@
-"""The Hub: the real client against the stand-in of `hub_server`, and the snippets of the model card and the README."""
+"""The Hub: the real client against the stand-in of `hub_server`; the snippets of the model card and docs/sharing.md."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import hub_server
 pytestmark = pytest.mark.xdist_group("hub")  # one worker, so that the processes are started once
 
 TOLERANCE = 1e-5  # not bit for bit: memory alignment changes torch's kernels
-README = Path(__file__).parents[1] / "README.md"
+CHAPTER = Path(__file__).parents[1] / "docs" / "sharing.md"
 OLD = Path(__file__).parent / "fixtures" / "saved_by_0_1_0" / "model"
 CODE = {*EtaDDIMPipeline._code, *(f"scheduler/{name}" for name in EtaDDIMScheduler._code)}
 UNUSUAL = {  # changes of the UNet, which a snippet must take into account
@@ -339,7 +339,7 @@ found["images"] = sample(DiffusionPipeline.from_pretrained(folder, **trusting))
     assert len(hub.log) == requests
 
 
-# ------------------------------------------------------------------------------------------------ the card, the README
+# ----------------------------------------------------------------------------------------------- the card, the chapter
 
 
 def test_model_card(hub, pushed):
@@ -360,12 +360,12 @@ def test_model_card(hub, pushed):
     assert 'from_pretrained("org/secret", variant="fp16")' in plain
 
 
-def test_snippets_of_card_and_readme(hub, folders, pushed):
+def test_snippets_of_card_and_chapter(hub, folders, pushed):
     """They run as they stand: those for the package with it, the others without it."""
     cards = {name: files_of(hub, f"me/{name}")["README.md"].decode() for name in ("digits", *UNUSUAL)}
     with_package, without_package = zip(*(python_snippets(card) for card in cards.values()), strict=True)
     (scheduler,) = python_snippets(files_of(hub, "me/scheduler")["README.md"].decode())
-    share, use = python_snippets(README.read_text(), "python hub")
+    share, use = python_snippets(CHAPTER.read_text(), "python hub")
     run_snippets = """
 import os
 os.chdir(arguments["files"])
