@@ -76,8 +76,13 @@ def pipelines() -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
-STEP_METHODS = [(cls, name) for cls in (DDIMScheduler, DDIMParallelScheduler, EtaDDIMScheduler) for name in vars(cls)]
-STEP_METHODS = [(cls, name) for cls, name in STEP_METHODS if name in ("step", "batch_step_no_noise")]
+# where each class that steps has it from
+STEP_METHODS = {
+    (next(owner for owner in cls.__mro__ if name in vars(owner)), name)
+    for cls in (DDIMScheduler, DDIMParallelScheduler, EtaDDIMScheduler)
+    for name in ("step", "batch_step_no_noise")
+    if hasattr(cls, name)
+}
 
 
 @contextlib.contextmanager

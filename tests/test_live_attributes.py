@@ -142,6 +142,8 @@ def test_a_point_mass_is_restored_after_every_write(write, copied):
     write(scheduler)
     scheduler = COPIES[copied](scheduler)
     assert restored(scheduler) < 1e-5
+    grid = [*scheduler.timesteps.tolist(), -1]
+    assert [scheduler.previous_timestep(t) for t in grid[:-1]] == grid[1:]
     # one schedule in the object: what follows from what
     betas, bars = scheduler.betas.double(), scheduler.alphas_cumprod.double()
     assert (scheduler.alphas.double() - (1 - betas)).abs().max() < 1e-6
