@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .arithmetic import add, cast, computing_dtype, times, to_device
 from .live_attributes import LiveAttributes, counted, values_of
 from .noise_schedules import as_betas, betas_of, log_alphas_cumprod_of, log_of_alphas_cumprod
-from .steps import EtaSteps, Row, StepTable, add, cast, computing_dtype, times, to_device
+from .steps import EtaSteps, Row, StepTable
 from .timestep_grids import as_timesteps, previous_timesteps
 from .validation import check_floating, check_integer, check_number
 

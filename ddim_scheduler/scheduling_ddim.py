@@ -19,6 +19,7 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
+from .arithmetic import cast, clamp_, computing_dtype
 from .discrete_path import DiscretePath
 from .foreign_configs import MODEL_KEYS, adapt_config
 from .noise_schedules import (
@@ -30,7 +31,7 @@ from .noise_schedules import (
     shift_snr,
 )
 from .sharing import SCHEDULER_ENTRY, SharedScheduler
-from .steps import PREDICTION_TYPES, cast, clamp_, computing_dtype, prediction_coefficients
+from .steps import PREDICTION_TYPES, prediction_coefficients
 from .timestep_grids import TIMESTEP_SPACINGS, as_timesteps, check_decreasing, spaced_timesteps
 from .travelling import travelling_code
 from .validation import check_bool, check_choice, check_floating, check_integer, check_number
