@@ -257,12 +257,6 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
     args = parser.parse_args(argv)
     if args.only and args.update is not None:
         parser.error("--update is for the whole sweep: leave --only out.")
-    warnings.filterwarnings("ignore")
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
-    logging.getLogger("ddim_scheduler").setLevel(logging.ERROR)
-
     kinds = pipelines()
     unknown = [name for name in args.only if name not in kinds]
     if unknown:
@@ -287,4 +281,9 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    logging.getLogger("ddim_scheduler").setLevel(logging.ERROR)
     main()

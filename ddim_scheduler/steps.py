@@ -66,7 +66,8 @@ class StepTable:
         columns = np.array(rows)  # (7, T)
         self.array = np.ascontiguousarray(columns.T)
         self.tensor = to_device(torch.from_numpy(columns), device)
-        self.path32 = self.tensor[:2].float()  # for training, which asks for many rows at a time
+        # for training, which asks for many rows at a time
+        self.path32 = to_device(torch.from_numpy(columns[:2].astype(np.float32)), device)
         self.length = len(self.array)
 
     def row(self, index: int) -> Row:

@@ -2,18 +2,23 @@
 
 import copy
 import functools
+import sys
+from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
-from test_drop_in import IMAGE, LATENT, PROMPT, stable_diffusion
 
 from ddim_scheduler import EtaDDIMInverseScheduler, EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, TIMESTEP_SPACINGS
 
 import exact
 import fresh
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from tiny_pipelines import LATENT, WIDTH, build
 
 BARS = exact.alphas_cumprod()
 UNCLIPPED = {"clip_sample": False}
@@ -22,6 +27,10 @@ STD = 0.1
 
 def randn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+IMAGE = randn(1, 3, 16, 16, seed=2).clamp(0, 1)
+PROMPT = {"prompt_embeds": randn(1, 4, WIDTH), "negative_prompt_embeds": randn(1, 4, WIDTH, seed=1)}
 
 
 def pair(**config):
@@ -114,13 +123,9 @@ def test_inverse_step_keeps_the_dtype_and_refuses():
 
 @functools.cache
 def latent_pipeline(name, scheduler_class, *absent):
-    def components(unet):
-        inverse_scheduler = scheduler_class.from_config(DDIMScheduler(**LATENT).config)
-        return {"inverse_scheduler": inverse_scheduler, **dict.fromkeys(absent)}
-
-    pipe, _ = stable_diffusion(name, components=components)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    inverse_scheduler = scheduler_class.from_config(DDIMScheduler(**LATENT).config)
+    absent = dict.fromkeys(("text_encoder", "tokenizer", *absent))
+    return build(name, DDIMScheduler(**LATENT), inverse_scheduler=inverse_scheduler, **absent)
 
 
 def diff_edit(scheduler_class):
