@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
-logger = get_logger(__name__)
+logger = get_logger(__name__, log_level="INFO")
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKSUMS = "checksums.json"
