@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arithmetic import add, cast, computing_dtype, times, to_device
+from .arithmetic import add, cast, computing_dtype, is_transformed, times, to_device
 from .live_attributes import LiveAttributes, counted, values_of
 from .noise_schedules import as_betas, betas_of, log_alphas_cumprod_of, log_of_alphas_cumprod
 from .steps import EtaSteps, Row, StepTable
@@ -33,6 +33,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
     _table: StepTable
     _has_grid: bool
     timesteps: torch.Tensor
+    num_inference_steps: int | None
     _live_tensors = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "timesteps")
     _live_numbers = ("num_inference_steps",)
 
@@ -70,7 +71,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if grid is None:
             self._table = table
         else:
-            self._set_grid(grid, None)
+            self._set_grid(grid, None, self.timesteps if self._has_grid else None)
 
     def _set_grid(self, grid: np.ndarray, device: str | torch.device | None, timesteps: torch.Tensor | None = None):
         """Publishes a grid, as the tensor `timesteps` if that was written, and fills the table."""
@@ -106,9 +107,9 @@ class DiscretePath(LiveAttributes, EtaSteps):
             if not self._has_grid:
                 self._set_number(len(grid))
         elif name == "num_inference_steps":
-            num_timesteps = self.config.num_train_timesteps
+            num_timesteps, former = self.config.num_train_timesteps, self.num_inference_steps
             self._set_number(None if value is None else check_integer(name, value, 1, num_timesteps))
-            if value is not None and value != len(self.timesteps):
+            if value not in (None, former, len(self.timesteps)):
                 stride = np.maximum(np.arange(self._table.length) - num_timesteps // value, -1)
                 table = self._table_of(self._levels, stride, self._table.tensor.device)
                 self._prev_timesteps, self._table = stride, table
@@ -146,7 +147,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
                 f"{len(timesteps)}."
             )
         row = self._table.rows(timesteps, sample)
-        if timesteps.is_cpu and not torch.compiler.is_compiling():
+        if _is_readable(timesteps):
             self._check_signal(timesteps.numpy())
         return row, _check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
 
@@ -192,7 +193,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if timesteps.is_floating_point() or timesteps.dtype == torch.bool or timesteps.is_complex():
             raise TypeError(f"`{name}` must be integers, but have dtype {timesteps.dtype}.")
         timesteps = timesteps.reshape(-1).long()
-        if timesteps.is_cpu and not torch.compiler.is_compiling():
+        if _is_readable(timesteps):
             values, largest = timesteps.numpy(), self._table.length - 1
             if len(values) and values.view(np.uint64).max() > largest:  # a negative one is a large one there
                 bad = values[(values < 0) | (values > largest)].tolist()
@@ -277,16 +278,21 @@ class DiscretePath(LiveAttributes, EtaSteps):
 
 def _is_on_host(timestep: int | torch.Tensor) -> bool:
     """Whether the value of a timestep can be read at once, outside a compiled graph."""
-    if torch.compiler.is_compiling():
-        return False
-    return not isinstance(timestep, torch.Tensor) or (timestep.is_cpu and timestep.numel() == 1)
+    if not isinstance(timestep, torch.Tensor):
+        return not torch.compiler.is_compiling()
+    return _is_readable(timestep) and timestep.numel() == 1
+
+
+def _is_readable(tensor: torch.Tensor) -> bool:
+    """Whether reading the values makes nobody wait, and is possible: not when compiled, nor under `torch.vmap`."""
+    return tensor.is_cpu and not torch.compiler.is_compiling() and not is_transformed()
 
 
 def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """One or B values of eta, shaped for the sample. Their range is checked where that makes nobody wait."""
     if eta.is_complex() or eta.numel() not in (1, len(sample)):
         raise ValueError(f"`eta` must hold one value or one for each of the {len(sample)} samples, but is {eta!r}.")
-    if eta.is_cpu and not torch.compiler.is_compiling():
+    if _is_readable(eta):
         values = eta.detach().double().flatten().numpy()
         outside = ~((values >= 0) & (values <= 1))
         if outside.any():

@@ -26,9 +26,16 @@ class LiveConfig(FrozenDict):
             self.put(name, value)
             self.__dict__["num_writes"] += 1
 
+    def __setitem__(self, name: str, value: Any):
+        if name in self:
+            setattr(self, name, value)
+        else:
+            super().__setitem__(name, value)
+
     def put(self, name: str, value: Any):
         """Sets an entry, which is then no default any more that `from_config` may replace by another."""
-        self[name] = self.__dict__[name] = value
+        super().__setitem__(name, value)
+        self.__dict__[name] = value
         if name in (defaults := self.get("_use_default_values", [])):
             self.put("_use_default_values", [key for key in defaults if key != name])
 
@@ -91,7 +98,7 @@ class LiveAttributes:
         if "_published" not in state:  # in the constructor
             return
         for key, value in new.items():
-            if key in former and value != former[key]:
+            if key in former and not _are_equal(value, former[key]):
                 new.put(key, value)
         try:
             self._take_over("config", new)
@@ -112,12 +119,15 @@ class LiveAttributes:
         if sum(map(_version, self._watched)) + self._internal_dict.num_writes == self._versions:
             return
         tensors = {name: self.__dict__[name] for name in self._live_tensors}
-        for name, tensor in {
-            name: tensor for name, tensor in tensors.items() if self._is_written(name, tensor)
-        }.items():
+        written = {name: tensor for name, tensor in tensors.items() if self._is_written(name, tensor)}
+        self._take_over("config", self._internal_dict)  # first, since it may make all tensors anew
+        for name, tensor in written.items():
             self._take_over(name, tensor)
-        self._take_over("config", self._internal_dict)
         self._note_versions()
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    return np.shape(a) == np.shape(b) and bool(np.all(a == b))
 
 
 def values_of(tensor: torch.Tensor) -> np.ndarray:

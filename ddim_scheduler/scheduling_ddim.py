@@ -327,6 +327,11 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
             raise ValueError(f"`eta` must be 0 for a step without noise, but is {eta!r}.")
         return self.step(model_output, timesteps, sample, 0.0, use_clipped_model_output, return_dict=False)[0]
 
+    def save_config(self, *args: Any, **kwargs: Any):
+        """Saves the config, after a check of what was written into it."""
+        self._follow()
+        super().save_config(*args, **kwargs)
+
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns the sample as it is: DDIM scales no model input."""
         return sample
@@ -355,7 +360,7 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler, DDIMInverseScheduler):
         return self.final_alpha_cumprod
 
     def _set_grid(self, grid: np.ndarray, device: str | torch.device | None, timesteps: torch.Tensor | None = None):
-        super()._set_grid(grid[::-1], device, timesteps)
+        super()._set_grid(grid[::-1] if timesteps is None else grid, device, timesteps)
 
     def step(  # type: ignore[override]
         self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor, return_dict: bool = True

@@ -185,3 +185,17 @@ def test_numbers_of_numpy_null_and_betas_alone(tmp_path):
     assert EtaDDIMScheduler.from_config(scheduler.config).config.num_train_timesteps == 100
     with pytest.raises(ValueError, match=r"`trained_betas` must hold `num_train_timesteps` = 50 values"):
         EtaDDIMScheduler(num_train_timesteps=50, trained_betas=betas)
+
+
+def test_vmap_over_timesteps_and_eta():
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(10)
+    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    t, eta = torch.tensor([100, 500, 900]), torch.tensor([0.0, 0.4, 1.0])
+    noisy = torch.vmap(lambda a, k: scheduler.add_noise(a[None], a[None], k[None])[0])(x, t)
+    assert (noisy - scheduler.add_noise(x, x, t)).abs().max() < 1e-6
+    moved = torch.vmap(lambda a, k: scheduler.step(a[None], k, a[None]).prev_sample[0])(x, t)
+    assert (moved - scheduler.step(x, t, x).prev_sample).abs().max() < 1e-6
+    drawn = torch.vmap(lambda e: scheduler.step(x, 500, x, eta=e, variance_noise=x).prev_sample)(eta)
+    for k in range(3):
+        assert (drawn[k] - scheduler.step(x, 500, x, eta=eta[k], variance_noise=x).prev_sample).abs().max() < 1e-6

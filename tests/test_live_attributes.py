@@ -333,3 +333,44 @@ def test_numbers_of_numpy_and_lists_can_be_written():
     scheduler.num_inference_steps = np.int64(3)
     scheduler.final_alpha_cumprod = np.float32(1)
     assert restored(scheduler) < 1e-5
+
+
+def test_config_item_and_array_writes_and_what_is_saved(tmp_path):
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(5)
+    scheduler.config["clip_sample"] = False
+    x = torch.full((1, 1, 2, 2), 100.0)
+    assert scheduler.step(torch.zeros_like(x), 800, x).pred_original_sample.max() > 1
+    for end in (0.02, 0.03):
+        scheduler.register_to_config(trained_betas=np.linspace(1e-4, end, 1000))
+    assert abs(scheduler.betas[-1] - 0.03) < 1e-6
+    scheduler.config.eta = np.float32(0.5)
+    scheduler.save_pretrained(tmp_path)
+    assert EtaDDIMScheduler.from_pretrained(tmp_path).config.eta == 0.5
+    scheduler.config.clip_sample = "no"
+    with pytest.raises(TypeError, match="`clip_sample`"):
+        scheduler.save_pretrained(tmp_path)
+
+
+def test_config_and_tensor_written_between_two_uses():
+    scheduler = EtaDDIMScheduler()
+    scheduler.config.beta_schedule = "scaled_linear"
+    scheduler.alphas_cumprod.mul_(0.9)
+    x = torch.ones(1, 1)
+    assert abs(scheduler.add_noise(x, 0 * x, torch.tensor([0])).item() ** 2 - 0.9 * 0.9999) < 1e-4
+
+
+def test_inverse_keeps_its_direction_with_another_length():
+    inverse = EtaDDIMInverseScheduler(clip_sample=False)
+    inverse.set_timesteps(4)
+    inverse.alphas_cumprod = inverse.alphas_cumprod[:950]
+    assert inverse.timesteps.tolist() == [0, 250, 500, 750]
+    assert inverse.previous_timestep(500) == 250
+
+
+def test_number_written_as_it_is_changes_nothing():
+    scheduler = EtaDDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(7)
+    scheduler.timesteps = scheduler.timesteps[2:]
+    scheduler.num_inference_steps = scheduler.num_inference_steps
+    assert [scheduler.previous_timestep(t) for t in scheduler.timesteps[:-1]] == scheduler.timesteps[1:].tolist()
