@@ -52,12 +52,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
             )
         log = np.append(log_alphas_cumprod, final)  # timestep -1 is where the last step goes to
         levels = log, np.exp(log / 2), np.sqrt(-np.expm1(log))
-        if not self._has_grid:
-            grid: np.ndarray | None = np.arange(num_timesteps)[::-1]
-        else:
-            grid = as_timesteps(self.timesteps, num_timesteps) if num_timesteps != len(former) else None
-        if grid is None:
-            table = self._table_of(levels, self._prev_timesteps, self._table.tensor.device)
+        grid = as_timesteps(self.timesteps, num_timesteps) if self._has_grid else np.arange(num_timesteps)[::-1]
 
         # from here on nothing is refused
         self._log_alphas_cumprod, self._levels = log_alphas_cumprod, levels
@@ -68,10 +63,12 @@ class DiscretePath(LiveAttributes, EtaSteps):
         tensors = {name: counted(torch.from_numpy(array)) for name, array in arrays.items()} | written
         values = {name: array.astype(np.float64) for name, array in arrays.items()}
         self._publish(tensors, values | {name: values_of(tensor) for name, tensor in written.items()})
-        if grid is None:
-            self._table = table
-        else:
-            self._set_grid(grid, None, self.timesteps if self._has_grid else None)
+        if not self._has_grid:
+            self._set_grid(grid, None)
+        elif num_timesteps != len(former):
+            self._set_grid(grid, self._table.tensor.device, self.timesteps)
+        else:  # a stride stays as well
+            self._table = self._table_of(levels, self._prev_timesteps, self._table.tensor.device)
 
     def _set_grid(self, grid: np.ndarray, device: str | torch.device | None, timesteps: torch.Tensor | None = None):
         """Publishes a grid, as the tensor `timesteps` if that was written, and fills the table."""

@@ -31,7 +31,7 @@ def adapt_config(config: dict[str, Any], cls: type, given: dict[str, Any]) -> tu
     Raises:
         ValueError: If the config is that of a scheduler without betas (flow matching, EDM, IPNDM...).
     """
-    config = dict(config) if (is_of_object := isinstance(config, FrozenDict)) else {**config}
+    is_of_object, config = isinstance(config, FrozenDict), dict(config)
     defaults = config.pop("_use_default_values", [])
     name = str(config.get("_class_name", "scheduler"))
     writer = cls if name == cls.__name__ else getattr(diffusers, name, None)

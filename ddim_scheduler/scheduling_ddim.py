@@ -199,7 +199,7 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         """Follows the config."""
         config = self.config
         if config.trained_betas is not None:
-            betas = as_betas("trained_betas", config.trained_betas)
+            betas = np.array(config.trained_betas)
         else:
             betas = named_betas(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end)
         log_alphas_cumprod = log_alphas_cumprod_of(betas)

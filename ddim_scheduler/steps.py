@@ -240,10 +240,10 @@ class EtaSteps:
         elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
             b = direction / row.sigma_t
             mean = add_(times(x_0, alpha_s - b * row.alpha_t), b, sample)
+        elif prediction_type == "epsilon":
+            mean = add_(times(x_0, alpha_s), direction, model_output)
         else:
-            mean = add_(times(x_0, alpha_s), direction if prediction_type == "epsilon" else direction * w, model_output)
-            if prediction_type != "epsilon":
-                mean = add_(mean, direction * r, sample)
+            mean = add_(add_(times(x_0, alpha_s), direction * w, model_output), direction * r, sample)
         return mean, std, x_0
 
     @staticmethod

@@ -9,6 +9,8 @@ from diffusers import UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
+from training import write_images
+
 diffusers.logging.set_verbosity_error()
 
 
@@ -70,6 +72,14 @@ def small_unet():
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """The images that the training is tried on; nothing writes there."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder)
+    return folder
 
 
 @pytest.fixture

@@ -26,13 +26,6 @@ from training import EXAMPLES, TINY, train, write_classifier, write_images
 
 
 @pytest.fixture(scope="module")
-def image_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     """What evaluates a run: 40 images, since the features are 32, and their network."""
     folder = tmp_path_factory.mktemp("evaluation")

@@ -47,13 +47,6 @@ def _fresh_accelerate_state():
 
 
 @pytest.fixture(scope="session")
-def image_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def classifier_file(tmp_path_factory):
     return write_classifier(tmp_path_factory.mktemp("classifier") / "classifier.safetensors")
 

@@ -21,16 +21,9 @@ import torch
 from ddim_scheduler import EtaDDIMPipeline, evaluation
 from ddim_scheduler.training import ImageDataset, find_dataset_images, list_checkpoints, train_unconditional
 
-from training import TINY, forget_accelerator, write_images
+from training import TINY, forget_accelerator
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def image_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    write_images(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
