@@ -18,9 +18,6 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 DEVICE ?= cpu
 DEMO ?= outputs/digits
-THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count())")
-# of the demo's training; bf16 is the faster one where the processor or GPU has it, `PRECISION=no` is float32
-PRECISION ?= bf16
 
 # of the demo and of the model in models/digits
 RECIPE = --ddpm_beta_schedule squaredcos_cap_v2 --prediction_type v_prediction --layers_per_block 1 --max_train_steps 3600 \
@@ -53,8 +50,7 @@ data/digits: | $(INSTALLED)
 	$(VENV)/bin/python examples/prepare_digits.py $@
 
 demo: data/digits
-	$(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --num_cpu_threads_per_process $(THREADS) \
-		--mixed_precision $(PRECISION) --dynamo_backend no examples/train_unconditional.py \
+	$(VENV)/bin/python examples/train_unconditional.py \
 		--train_data_dir data/digits/train --output_dir $(DEMO) --overwrite_output_dir $(RECIPE) --resolution 16 \
 		--block_out_channels 32 64 64 --attention_resolutions --train_batch_size 64 \
 		--checkpointing_steps 1800 --save_images_steps 600
@@ -102,7 +98,7 @@ results: data/digits $(CLASSIFIER)
 # code. models/digits/README.md is the model's card.
 models: data/digits
 	OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml \
-		--mixed_precision $(PRECISION) examples/train_unconditional.py \
+		examples/train_unconditional.py \
 		--train_data_dir data/digits/train --output_dir $(MODEL) --resume_from_checkpoint latest $(RECIPE) --resolution 32 \
 		--block_out_channels 32 64 128 --attention_resolutions 8 --train_batch_size 32 \
 		--checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900

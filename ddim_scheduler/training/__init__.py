@@ -19,7 +19,7 @@ from .model import build_unet, unet_from_config
 from .options import parse_args, resume_command
 from .output_folder import check_output_dir, open_output_dir, write_whole
 from .previews import distances_to, sample_images, save_preview, trained_pipeline
-from .processes import check_accelerator
+from .processes import check_accelerator, choose_precision
 from .signals import StopVote, ignore_signals, noted_signals
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "check_accelerator",
     "check_output_dir",
     "check_resumed_settings",
+    "choose_precision",
     "create_hub_repo",
     "distances_to",
     "find_checkpoint",

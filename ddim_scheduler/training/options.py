@@ -144,7 +144,9 @@ def _add_optimisation(parser: argparse.ArgumentParser):
     group.add_argument("--ema_inv_gamma", type=float, default=1.0, help="inverse gamma of the EMA warm-up")
     group.add_argument("--ema_power", type=float, default=0.75, help="power of the EMA warm-up")
     group.add_argument("--ema_max_decay", type=float, default=0.9999, help="largest decay of the EMA")
-    group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="default: accelerate's configuration")
+    group.add_argument(
+        "--mixed_precision", choices=("no", "fp16", "bf16"), help="default: bf16 where there are instructions for it"
+    )
     group.add_argument("--gradient_checkpointing", action="store_true", help="less memory, about a third more time")
     group.add_argument("--channels_last", action="store_true", help="memory layout that is faster on GPUs")
     group.add_argument("--seed", type=int, default=0, help="seed of weights, data order, noise and previews")

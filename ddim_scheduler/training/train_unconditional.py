@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers import UNet2DModel
@@ -33,18 +33,23 @@ logger = get_logger(__name__, log_level="INFO")
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The processes and devices of `accelerate launch`, and its trackers."""
+    """The processes and devices of `accelerate launch`, and its trackers; sets the precision if none is given."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    cpu = not torch.accelerator.is_available()  # several processes on CPUs find each other only if told
+    asked_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" as well where nothing was asked
+    asked = args.mixed_precision or (None if asked_of_launcher == "no" else asked_of_launcher)
+    args.mixed_precision, reason = training.choose_precision(asked, PartialState(cpu=cpu).device)
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
+        cpu=cpu,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.logger == "none" else args.logger,
         project_config=ProjectConfiguration(args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
     )
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
     training.check_accelerator(accelerator, args.logger)
+    logger.info(f"Precision: {reason}.")
     return accelerator
 
 
