@@ -8,13 +8,13 @@ images, cannot be compared.
 """
 
 import importlib
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL.Image
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -23,10 +23,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .command_line import import_extra
-from .image_files import scale_to_cover
+from .image_files import center_crop, scale_to_cover
+from .image_folders import ImageReader, find_images
+
+logger = logging.getLogger(__name__)
 
 FEATURES = ("inception", "efficientnet", "digits")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 NUM_NEIGHBOURS = 5
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
 
@@ -34,18 +36,28 @@ KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
 # -------------------------------------------------------------------------------------------------------------- images
 
 
-def load_images(source: Path, num_images: int | None = None, like: torch.Tensor | None = None) -> torch.Tensor:
+def load_images(
+    source: Path,
+    num_images: int | None = None,
+    like: torch.Tensor | None = None,
+    *,
+    background: str = "white",
+    white_level: int | None = None,
+    skip_broken: bool = False,
+) -> torch.Tensor:
     """
-    Images of a folder (with its sub-folders) or an `.npz` file, as uint8 (N, C, H, W).
+    Images of a folder (with its sub-folders), a zip archive or an `.npz` file, as uint8 (N, C, H, W). They are read as
+    for training: turned as the camera says, transparent ones painted over a colour.
 
     Args:
-        source: Folder, or file with the array `arr_0`, uint8 (N, H, W, C). Hidden files are left out.
+        source: Folder, archive, or file with the array `arr_0`, uint8 (N, H, W, C). Hidden files are left out.
         num_images: Only the first ones, in the order of their names.
         like: Images whose size these get: scaled, then cropped at the centre, as for training. Those of a folder get
             their channels as well.
+        background, white_level, skip_broken: As of `image_folders.ImageReader`.
 
     Raises:
-        ValueError: If there are no images, or one cannot be read, is not 8-bit, or is unlike the others.
+        ValueError: If there are no images, or some cannot be read, or are unlike the others.
     """
     if source.suffix == ".npz":
         stacked = _load_npz(source)[:num_images]
@@ -53,25 +65,28 @@ def load_images(source: Path, num_images: int | None = None, like: torch.Tensor 
             return stacked
         if stacked.shape[1] != like.shape[1]:
             raise ValueError(f"{source} has {stacked.shape[1]} channels, but the other images {like.shape[1]}.")
-        return torch.stack([_fit(image, like) for image in stacked])
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    paths = [p for p in paths if not any(part.startswith(".") for part in p.relative_to(source).parts)][:num_images]
-    if not paths:
+        size = like.shape[2:]
+        return torch.stack([center_crop(scale_to_cover(image, *size), *size) for image in stacked])
+    found = find_images(source)
+    items = found.items[:num_images]
+    if not items:
         raise ValueError(f"There are no images in {source}.")
-    images = []
-    for path in tqdm(paths, desc=f"Reading {source}", leave=False):
-        try:
-            with PIL.Image.open(path) as file:
-                if file.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-                    raise ValueError(f"{path} is no 8-bit image, but of mode {file.mode}.")
-                gray = file.mode in ("1", "L", "LA") if like is None else like.shape[1] == 1
-                pixels = np.array(file.convert("L" if gray else "RGB"))
-        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # Pillow's, for damaged files
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        image = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1)
-        images.append(image if like is None else _fit(image, like))
-        if images[-1].shape != images[0].shape:
-            raise ValueError(f"{path} is of shape {tuple(images[-1].shape)}, others of {tuple(images[0].shape)}.")
+    settings: dict[str, Any] = {"background": background, "white_level": white_level, "skip_broken": skip_broken}
+    if like is not None:
+        settings |= {"channels": like.shape[1], "size": tuple(like.shape[2:])}
+    reader = ImageReader(items, **settings)
+    images: list[torch.Tensor] = []
+    for index, pixels in reader.read_all():
+        image = pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().byte()
+        if like is not None:
+            image = center_crop(image, *like.shape[2:]).expand(like.shape[1], -1, -1)
+        images.append(image)
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"{reader.name(index)} is of shape {tuple(image.shape)}, others of {tuple(images[0].shape)}."
+            )
+    for line in reader.remarks(found.left_out):
+        logger.warning(f"{source}: {line}")
     return torch.stack(images)
 
 
@@ -84,14 +99,6 @@ def _load_npz(source: Path) -> torch.Tensor:
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3) or not array.size:
         raise ValueError(f"{source} must hold an array uint8 (N, H, W, 1 or 3), but it is {array.dtype} {array.shape}.")
     return torch.from_numpy(array).permute(0, 3, 1, 2)
-
-
-def _fit(image: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Scales and crops an image (C, H, W) to the size of others."""
-    height, width = like.shape[-2:]
-    image = scale_to_cover(image, height, width)
-    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
-    return image[:, top : top + height, left : left + width]
 
 
 def shuffled(images: torch.Tensor, seed: int = 0) -> torch.Tensor:

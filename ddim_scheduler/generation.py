@@ -1,7 +1,8 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
 """
-N images of a pipeline as PNG files, shared over all processes and machines.
+N images of a pipeline as PNG files, shared over all processes and machines. Images of other than 1, 3 or 4 channels,
+which no PNG shows, become arrays: .npy files, float32 (H, W, C) in [0, 1], which the training reads.
 
 Image k depends on the seed and k alone, whichever process makes it. A run that was stopped goes on where it was, and
 `settings.json` keeps images of other settings out of the folder.
@@ -43,8 +44,8 @@ def generate_images(
     state: PartialState | None = None,
 ) -> int:
     """
-    Writes the images `000000.png` and so on that are missing in a folder. All processes call it, on a folder that they
-    share; each makes its part of the batches.
+    Writes the images `000000.png` (or `.npy`) and so on that are missing in a folder. All processes call it, on a
+    folder that they share; each makes its part of the batches.
 
     Args:
         pipeline: Makes the images; it is moved to the device of the process, and its progress bar is turned off.
@@ -61,14 +62,14 @@ def generate_images(
         The number of images that this process made.
 
     Raises:
-        ValueError: If the folder holds anything else, the model makes no pictures or has fewer classes (nothing was
-            written then), or if images are not finite.
+        ValueError: If the folder holds anything else or the model has fewer classes (nothing was written then), or if
+            images are not finite.
     """
     state = PartialState() if state is None else state
     rank, is_main = state.process_index, state.is_main_process
 
     # 1. everything that can be refused, before anything is written
-    check_makes_pictures(pipeline.unet, name)
+    suffix = ".png" if pipeline.unet.config.in_channels in PICTURE_CHANNELS else ".npy"
     pipeline.scheduler.set_timesteps(num_inference_steps)  # refuses what it cannot do
     num_embeds = pipeline.unet.config.num_class_embeds
     num_classes = num_classes or (num_embeds and max(1, num_embeds - 1))
@@ -79,7 +80,7 @@ def generate_images(
     settings |= {"dtype": str(pipeline.dtype).removeprefix("torch."), "weights": weights_digest(pipeline.unet)}
     config = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
     settings |= {f"scheduler_config.{key}": value for key, value in json.loads(json.dumps(config)).items()}
-    check_output_dir(output_dir, num_images, settings)
+    check_output_dir(output_dir, num_images, settings, suffix)
     state.wait_for_everyone()
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -89,12 +90,12 @@ def generate_images(
         except FileExistsError:
             pass
     state.wait_for_everyone()
-    check_output_dir(output_dir, num_images, settings)  # another run may have been the first
+    check_output_dir(output_dir, num_images, settings, suffix)  # another run may have been the first
 
     # 2. the batches are the same ones in every run, so that rounding is as well; each process has its share of them
     batches = [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
     batches = batches[rank :: state.num_processes]
-    missing = {k for batch in batches for k in batch if not image_path(output_dir, k).is_file()}
+    missing = {k for batch in batches for k in batch if not image_path(output_dir, k, suffix).is_file()}
     pipeline.to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     share = "Images" if state.num_processes == 1 else f"Images of process 1 of {state.num_processes}"
@@ -111,9 +112,13 @@ def generate_images(
             class_labels=None if num_classes is None else [k % num_classes for k in batch],
             output_type="np",
         ).images
-        for k, image in zip(batch, pipeline.numpy_to_pil(images), strict=True):
+        for k, image in zip(batch, images, strict=True):
             if k in missing:
-                write(image_path(output_dir, k), rank, partial(image.save, format="png"))
+                if suffix == ".npy":
+                    save: Callable[[IO[bytes]], Any] = partial(np.save, arr=image)
+                else:
+                    save = partial(pipeline.numpy_to_pil(image)[0].save, format="png")
+                write(image_path(output_dir, k, suffix), rank, save)
                 progress.update()
     progress.close()
     seconds = time.perf_counter() - start
@@ -148,11 +153,23 @@ def use_scheduler(pipeline: EtaDDIMPipeline, scheduler_class: type[SchedulerMixi
 
 
 def write_npz(output_dir: Path, num_images: int, path: Path):
-    """Puts the images of a folder into one file: `arr_0`, uint8, (N, H, W, C)."""
-    arrays = [np.asarray(PIL.Image.open(image_path(output_dir, k))) for k in range(num_images)]
+    """Puts the images of a folder into one file: `arr_0`, (N, H, W, C), uint8, or float32 where they are arrays."""
+    if image_path(output_dir, 0, ".npy").is_file():
+        arrays = [np.load(image_path(output_dir, k, ".npy")) for k in range(num_images)]
+    else:
+        arrays = [np.asarray(PIL.Image.open(image_path(output_dir, k))) for k in range(num_images)]
     stacked = np.stack(arrays).reshape(len(arrays), *arrays[0].shape[:2], -1)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, 0, lambda file: np.savez(file, stacked))
+
+
+def picture_grid(pictures: Sequence[PIL.Image.Image], rows: int, columns: int) -> PIL.Image.Image:
+    """Pictures of one size and mode, row by row, as one of that mode; places that are left over are black or clear."""
+    width, height = pictures[0].size
+    grid = PIL.Image.new(pictures[0].mode, (columns * width, rows * height))
+    for k, picture in enumerate(pictures):
+        grid.paste(picture, (k % columns * width, k // columns * height))
+    return grid
 
 
 def check_makes_pictures(unet: UNet2DModel, name: str):
@@ -197,12 +214,12 @@ def weights_digest(unet: UNet2DModel) -> str:
     return digest.hexdigest()
 
 
-def image_path(output_dir: Path, k: int) -> Path:
+def image_path(output_dir: Path, k: int, suffix: str = ".png") -> Path:
     """The file of image k."""
-    return output_dir / f"{k:06d}.png"
+    return output_dir / f"{k:06d}{suffix}"
 
 
-def check_output_dir(output_dir: Path, num_images: int, settings: dict[str, Any]):
+def check_output_dir(output_dir: Path, num_images: int, settings: dict[str, Any], suffix: str = ".png"):
     """
     Refuses a folder that holds anything but images of the same settings.
 
@@ -210,6 +227,7 @@ def check_output_dir(output_dir: Path, num_images: int, settings: dict[str, Any]
         output_dir: The folder, which need not be there yet.
         num_images: Number of images that may be in it.
         settings: Those of the images, as JSON has them; the value of `pipeline` may differ.
+        suffix: The ending of the images.
 
     Raises:
         ValueError: If so, naming the setting.
@@ -230,7 +248,7 @@ def check_output_dir(output_dir: Path, num_images: int, settings: dict[str, Any]
                     f"`{name}` is {settings.get(name)!r}, but {former.get(name)!r} for the images in {output_dir}: "
                     "take another folder, or delete it."
                 )
-    surplus = names - {SETTINGS, *(image_path(output_dir, k).name for k in range(num_images))}
+    surplus = names - {SETTINGS, *(image_path(output_dir, k, suffix).name for k in range(num_images))}
     if surplus:
         raise ValueError(f"`output_dir` holds more than {num_images} images and {SETTINGS}: {sorted(surplus)[:3]}")
 

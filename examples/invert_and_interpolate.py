@@ -12,40 +12,39 @@ prints the reconstruction error of each number of steps, as the paper's Table 2 
 
 import argparse
 import random
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
-from diffusers.utils import make_image_grid
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
 from ddim_scheduler.command_line import run
-from ddim_scheduler.generation import PICTURE_CHANNELS, image_shape
-from ddim_scheduler.image_files import IMAGE_MODES
+from ddim_scheduler.generation import PICTURE_CHANNELS, image_shape, picture_grid
+from ddim_scheduler.image_files import center_crop
+from ddim_scheduler.image_folders import ImageReader, find_images
 from ddim_scheduler.scheduling_ddim import TIMESTEP_SPACINGS
 
 PICTURE_STEPS = 50  # of interpolation and editing
 PARTS = ("consistency", "interpolation", "editing", "reconstruction")
 METHODS = ("plain", "fixed_point", "o_belm")
 THEIRS = "diffusers"  # its DDIMInverseScheduler and DDIMScheduler, which know `leading` and `trailing`
-EXTENSIONS = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+MOST_RECONSTRUCTED = 100  # images, unless more are asked for
 
 
-def load_images(pipeline: EtaDDIMPipeline, folder: Path, num_images: int, seed: int) -> torch.Tensor:
-    """A random choice of a folder's images (with its sub-folders), in the UNet's size: (B, C, H, W) in [0, 1]."""
+def load_images(pipeline: EtaDDIMPipeline, args: argparse.Namespace) -> torch.Tensor:
+    """A random choice of a folder's images, in the UNet's size, as for training: (B, C, H, W) in [0, 1]."""
     channels, height, width = image_shape(pipeline.unet)
-    mode = IMAGE_MODES[channels]
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    if len(paths) < num_images:
-        raise ValueError(f"{num_images} images are asked for, but {folder} holds {len(paths)}.")
-    paths = random.Random(seed).sample(paths, num_images)
-    images = [
-        PIL.Image.open(path).convert(mode).resize((width, height), PIL.Image.Resampling.BICUBIC) for path in paths
-    ]
-    pixels = np.stack([np.asarray(image, dtype=np.float32).reshape(height, width, -1) for image in images]) / 255
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    folder, items = args.image_dir, find_images(args.image_dir).items
+    number = min(MOST_RECONSTRUCTED, len(items)) if args.num_reconstructed is None else args.num_reconstructed
+    for name, needed in (("num_images", args.num_images), ("num_reconstructed", number)):
+        if needed > len(items):
+            raise ValueError(f"--{name} is {needed}, but {folder} holds {len(items)} images")
+    reader = ImageReader(random.Random(args.seed).sample(items, number), channels=channels, size=(height, width))
+    images = [center_crop(image, height, width).expand(channels, -1, -1) for _, image in reader.read_all()]
+    for line in reader.remarks(Counter()):
+        print(f"{folder}: {line}")
+    return torch.stack([image / 255 if image.dtype == torch.uint8 else image for image in images])
 
 
 def save_rows(rows: list[torch.Tensor], path: Path, scale: int):
@@ -55,7 +54,7 @@ def save_rows(rows: list[torch.Tensor], path: Path, scale: int):
     tensors = torch.cat([torch.cat([row, *[white] * (columns - len(row))]) for row in rows])
     images = EtaDDIMPipeline.numpy_to_pil(tensors.cpu().permute(0, 2, 3, 1).numpy())
     images = [image.resize((scale * image.width, scale * image.height), 0) for image in images]
-    make_image_grid(images, len(rows), columns).save(path)
+    picture_grid(images, len(rows), columns).save(path)
     print(f"  {path}")
 
 
@@ -173,14 +172,18 @@ def main(argv: list[str] | None = None) -> Path:
     )
     parser.add_argument("--timestep_spacing", choices=TIMESTEP_SPACINGS, help="instead of the pipeline's own")
     parser.add_argument("--num_images", type=int, default=8, help="images in a row of the pictures, at least 4")
-    parser.add_argument("--num_reconstructed", type=int, default=100, help="images in the reconstruction error")
+    parser.add_argument(
+        "--num_reconstructed",
+        type=int,
+        help=f"images in the reconstruction error (default: {MOST_RECONSTRUCTED}, or as many as there are)",
+    )
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time, for the reconstruction error")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the choice of images")
     parser.add_argument("--scale", type=int, default=2, help="each pixel becomes that many pixels wide and high")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     args = parser.parse_args(argv)
     for name, least in (("num_images", 4), ("num_reconstructed", args.num_images), ("batch_size", 1), ("scale", 1)):
-        if getattr(args, name) < least:
+        if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name} must be at least {least}, but is {getattr(args, name)}")
     if min(args.num_inference_steps) < 1 or sorted(set(args.num_inference_steps)) != args.num_inference_steps:
         parser.error(f"--num_inference_steps must be ascending, at least 1, but are {args.num_inference_steps}")
@@ -201,9 +204,9 @@ def main(argv: list[str] | None = None) -> Path:
     scheduler = EtaDDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
     unclipped = EtaDDIMPipeline(unet=pipeline.unet, scheduler=scheduler)
     for pipe in (pipeline, unclipped):
-        pipe.set_progress_bar_config(disable=True)
+        pipe.set_progress_bar_config(leave=False)
     try:
-        images = load_images(pipeline, args.image_dir, args.num_reconstructed, args.seed)
+        images = load_images(pipeline, args)
     except ValueError as error:
         parser.error(str(error))
     args.output_dir.mkdir(parents=True, exist_ok=True)

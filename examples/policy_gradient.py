@@ -13,12 +13,11 @@ import argparse
 import time
 
 import torch
-from diffusers.utils import make_image_grid
 from tqdm.auto import tqdm
 
 from ddim_scheduler import EtaDDIMPipeline
 from ddim_scheduler.command_line import run
-from ddim_scheduler.generation import check_makes_pictures, image_shape
+from ddim_scheduler.generation import check_makes_pictures, image_shape, picture_grid
 
 
 def reward(images: torch.Tensor) -> torch.Tensor:
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     print(f"mean reward {rewards[0]:.3f} -> {rewards[-1]:.3f} in {time.perf_counter() - start:.0f} s")
     pipeline.save_pretrained(args.output_dir)
     images = pipeline(64, args.num_inference_steps, args.eta, seed=args.seed).images
-    make_image_grid(images, 8, 8).save(f"{args.output_dir}/grid.png")
+    picture_grid(images, 8, 8).save(f"{args.output_dir}/grid.png")
     print(f"The pipeline and a picture are in {args.output_dir}")
     return rewards
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Loads a saved pipeline, samples images by DDIM and writes them as one picture.
+Loads a saved pipeline, samples images by DDIM and writes them as one picture, or, of a model with other than 1, 3 or 4
+channels, as one array.
 
     python examples/sample_grid.py outputs/digits --num_images 64 --num_inference_steps 20
 """
@@ -11,13 +12,13 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from diffusers.utils import make_image_grid
 
 from ddim_scheduler import EtaDDIMPipeline
 from ddim_scheduler.command_line import run
-from ddim_scheduler.generation import check_makes_pictures, image_shape
+from ddim_scheduler.generation import PICTURE_CHANNELS, image_shape, picture_grid
 
 TIMED_DDPM_STEPS = 20
 
@@ -43,11 +44,12 @@ def main(argv: list[str] | None = None) -> Path:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
-    check_makes_pictures(pipeline.unet, args.pipeline)
+    makes_pictures = pipeline.unet.config.in_channels in PICTURE_CHANNELS
     num_embeds = pipeline.unet.config.num_class_embeds  # the last of them means no class
     labels = None if num_embeds is None else [k % max(1, num_embeds - 1) for k in range(args.num_images)]
     start = time.perf_counter()
-    images = pipeline(args.num_images, args.num_inference_steps, args.eta, seed=args.seed, class_labels=labels).images
+    settings = {"seed": args.seed, "class_labels": labels, "output_type": "pil" if makes_pictures else "np"}
+    images = pipeline(args.num_images, args.num_inference_steps, args.eta, **settings).images
     seconds = time.perf_counter() - start
     print(f"{args.num_images} images by {args.num_inference_steps} DDIM steps: {seconds:.1f} s")
     if args.compare_ddpm:
@@ -57,12 +59,15 @@ def main(argv: list[str] | None = None) -> Path:
             f"long (diffusers' DDPMScheduler, same weights; {TIMED_DDPM_STEPS} of the 1000 steps were timed)"
         )
 
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if not makes_pictures:
+        args.output = args.output.with_suffix(".npy")
+        np.save(args.output, images)
+        print(f"Images of {images.shape[-1]} channels are no picture: {args.output.resolve()} holds {images.shape}")
+        return args.output
     images = [image.resize((args.scale * image.width, args.scale * image.height), 0) for image in images]
     columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    blank = images[0].point(lambda _: 0)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    make_image_grid(images + [blank] * (rows * columns - len(images)), rows, columns).save(args.output)
+    picture_grid(images, math.ceil(len(images) / columns), columns).save(args.output)
     print(f"The picture is {args.output.resolve()}")
     return args.output
 

@@ -7,26 +7,28 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
-from diffusers.utils import numpy_to_pil
+from diffusers.utils import logging, numpy_to_pil
 
+from ..image_files import DEEP, IMAGE_MODES, ReadImage, deep_pixels, is_deep, picture_pixels
 from ..validation import check_integer
+
+logger = logging.get_logger(__name__)
 
 
 def to_tensor(name: str, image: Any, channels: int) -> torch.Tensor:
     """Images as a float32 tensor (B, C, H, W) in [0, 1]."""
     images = image if isinstance(image, list) else [image]
     if images and all(isinstance(i, PIL.Image.Image) for i in images):
-        modes = {1: "L", 3: "RGB", 4: "RGBA"}
-        if channels not in modes or any(i.mode[0] in "IF" for i in images):
-            kinds = {i.mode for i in images}
-            raise ValueError(
-                f"`{name}` of mode {kinds} cannot be turned into 8 bits and {channels} channels; use an array."
-            )
         if len({i.size for i in images}) > 1:
             raise ValueError(f"`{name}` must hold images of one size, but has {sorted({i.size for i in images})}.")
-        array = np.stack([np.asarray(i.convert(modes[channels])).reshape(i.height, i.width, channels) for i in images])
-        return torch.from_numpy(array.astype(np.float32) / 255).permute(0, 3, 1, 2)
+        read = [_read_picture(name, i, channels) for i in images]
+        notes = [note for picture in read for note in picture.notes if note != DEEP]
+        for note in sorted(set(notes)):
+            logger.warning(f"`{name}`: {notes.count(note)} {note}.")
+        pixels = [i.pixels / 255 if i.pixels.dtype == torch.uint8 else i.pixels for i in read]
+        return torch.stack([p.expand(channels, -1, -1) for p in pixels])
     if isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype.kind in "fb":
         image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32)).permute(0, 3, 1, 2)
     if isinstance(image, torch.Tensor) and image.dtype == torch.bool:
@@ -45,6 +47,17 @@ def to_tensor(name: str, image: Any, channels: int) -> torch.Tensor:
     if not ((image >= 0) & (image <= 1)).all():
         raise ValueError(f"`{name}` must be in [0, 1], but is in [{image.min():.4g}, {image.max():.4g}].")
     return image.float()
+
+
+def _read_picture(name: str, picture: PIL.Image.Image, channels: int) -> ReadImage:
+    """A picture as the training takes a file of it."""
+    if channels not in IMAGE_MODES or (is_deep(picture) and channels not in (1, 3)):
+        raise ValueError(f"`{name}` of mode {picture.mode} cannot be turned into {channels} channels; use an array.")
+    picture = PIL.ImageOps.exif_transpose(picture)
+    try:
+        return deep_pixels(picture) if is_deep(picture) else picture_pixels(picture, channels)
+    except ValueError as error:
+        raise ValueError(f"`{name}` of mode {picture.mode} cannot be taken: {error}; use an array.") from error
 
 
 def image_generators(seed: int, indices: Iterable[int]) -> list[torch.Generator]:

@@ -348,7 +348,7 @@ IMAGE = images_of(2, 1, 16, 16)
         ({"image": IMAGE - 1}, "image"),
         ({"image": images_of(3, 1, 16, 16)}, "image"),
         ({"image": [PIL.Image.new("L", (16, 16)), PIL.Image.new("L", (8, 8))]}, "image"),
-        ({"image": PIL.Image.new("I;16", (16, 16))}, "image"),
+        ({"image": PIL.Image.new("I", (16, 16), 70000)}, "image"),
         ({"image": "digit.png"}, "image"),
         ({"mask": IMAGE}, "mask"),
         ({"image": IMAGE, "mask": images_of(3, 1, 16, 16)}, "mask"),
@@ -506,4 +506,4 @@ def test_example_refuses_a_folder_of_too_few_images(pipeline, tmp_path, capsys):
     folder = folder_of_images(tmp_path / "images", 3)
     with pytest.raises(SystemExit):
         invert_and_interpolate.main([str(tmp_path / "model"), str(folder), "--device", "cpu"])
-    assert "100 images are asked for" in capsys.readouterr().err
+    assert "--num_images is 8, but" in capsys.readouterr().err

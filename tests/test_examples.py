@@ -91,8 +91,27 @@ def test_sample_grid_refuses(arguments, capsys):
     assert arguments.split()[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_sample_grid_keeps_every_channel(channels, small_unet, tmp_path):
+    """Alpha in a picture, and an array of what no picture shows."""
+    unet = small_unet(in_channels=channels, out_channels=channels)
+    pipeline = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler())
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = f"{tmp_path / 'model'} --num_images 3 --num_inference_steps 2 --device cpu --scale 1"
+    path = sample_grid.main([*arguments.split(), "--output", str(tmp_path / "grid.png")])
+    images = pipeline(3, num_inference_steps=2, seed=0, output_type="np").images
+    if channels == 4:
+        grid = np.asarray(PIL.Image.open(path))
+        assert grid.shape == (16, 16, 4)
+        assert np.abs(grid[:8, 8:] / 255 - images[1]).max() <= 0.51 / 255
+        assert (grid[8:, 8:] == 0).all()
+    else:
+        assert path == tmp_path / "grid.npy"
+        assert np.abs(np.load(path) - images).max() < 1e-6
+
+
 @pytest.mark.parametrize("channels", [2, 5])
-@pytest.mark.parametrize("script", [sample_grid, policy_gradient])
+@pytest.mark.parametrize("script", [policy_gradient])
 def test_model_whose_images_no_picture_shows_is_refused(script, channels, small_unet, tmp_path, monkeypatch):
     """Before the sampling, and as one line of an error where the script is started."""
     unet = small_unet(in_channels=channels, out_channels=channels)

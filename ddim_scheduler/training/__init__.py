@@ -14,17 +14,19 @@ from .checkpoints import (
 )
 from .hub import create_hub_repo
 from .images import FoundImages, ImageDataset, find_dataset_images, find_folder_images
-from .losses import append_to_loss_log, mean_losses, trim_loss_log
+from .losses import append_to_loss_log, mean_losses, trim_loss_log, validation_losses
 from .model import build_unet, unet_from_config
 from .options import parse_args, resume_command
 from .output_folder import check_output_dir, open_output_dir, write_whole
 from .previews import distances_to, sample_images, save_preview, trained_pipeline
 from .processes import check_accelerator, choose_precision
 from .signals import StopVote, ignore_signals, noted_signals
+from .summary import StepClock, describe_images
 
 __all__ = [
     "FoundImages",
     "ImageDataset",
+    "StepClock",
     "StopVote",
     "TrainingBatch",
     "append_to_loss_log",
@@ -34,6 +36,7 @@ __all__ = [
     "check_resumed_settings",
     "choose_precision",
     "create_hub_repo",
+    "describe_images",
     "distances_to",
     "find_checkpoint",
     "find_dataset_images",
@@ -58,5 +61,6 @@ __all__ = [
     "training_batch",
     "trim_loss_log",
     "unet_from_config",
+    "validation_losses",
     "write_whole",
 ]

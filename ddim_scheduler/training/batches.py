@@ -85,13 +85,20 @@ def training_batch(
         offsets = torch.randn((total, images.shape[1], 1, 1), generator=generator, device=images.device)[mine]
         noise = noise + noise_offset * offsets
 
+    return TrainingBatch(*noised(images, noise, timesteps, noise_scheduler), is_dropped)
+
+
+def noised(
+    images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, noise_scheduler: EtaDDIMScheduler
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x_t, t, and what the model should return for them: noise, image or velocity."""
     noisy_images = noise_scheduler.add_noise(images, noise, timesteps)
     target = noise
     if noise_scheduler.config.prediction_type == "sample":
         target = images
     elif noise_scheduler.config.prediction_type == "v_prediction":
         target = noise_scheduler.get_velocity(images, noise, timesteps)
-    return TrainingBatch(noisy_images, timesteps, target, is_dropped)
+    return noisy_images, timesteps, target
 
 
 def loss_weights(noise_scheduler: EtaDDIMScheduler, snr_gamma: float | None = None) -> torch.Tensor:

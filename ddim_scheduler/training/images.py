@@ -7,19 +7,19 @@ Names of arguments are those of the options of the training command, which the m
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ..command_line import import_extra
-from ..image_files import decode_image, scale_to_cover
+from ..image_files import scale_to
+from ..image_folders import ImageReader, find_images
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".npy")
+PARTS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")  # of data; no classes
 
 
 class FoundImages(NamedTuple):
@@ -28,37 +28,98 @@ class FoundImages(NamedTuple):
     items: Sequence[Path | dict]
     labels: Sequence[int]  # the number of the class of each image, 0 without classes
     class_names: list[str] | None = None
+    conditions: Sequence[Path | dict] | None = None  # the picture that belongs to each image
+    left_out: Counter[str] = Counter()  # how many other files there are, by their ending
+
+    def split(self, share: float, seed: int = 0) -> "tuple[FoundImages, FoundImages]":
+        """
+        Two sets, the second one of a share of the images, drawn from the seed.
+
+        Args:
+            share: In (0, 1); of n images `round(share n)`, at least 1, are in the second set.
+            seed: At least 0.
+
+        Raises:
+            ValueError: If none would be left in the first set.
+        """
+        number = max(1, round(share * len(self.items)))
+        if number >= len(self.items):
+            raise ValueError(f"`validation_share` {share} of {len(self.items)} images leaves none to train on.")
+        chosen = set(np.random.default_rng((seed, 1)).permutation(len(self.items))[:number].tolist())
+        parts = [[k for k in range(len(self.items)) if (k in chosen) is is_second] for is_second in (False, True)]
+        first, second = (
+            self._replace(
+                items=_only(self.items, part),
+                labels=[self.labels[k] for k in part],
+                conditions=None if self.conditions is None else _only(self.conditions, part),
+            )
+            for part in parts
+        )
+        return first, second._replace(left_out=Counter())
 
 
-def find_folder_images(train_data_dir: str | Path, class_conditional: bool = False) -> FoundImages:
+def find_folder_images(
+    train_data_dir: str | Path, class_conditional: bool = False, condition_dir: str | Path | None = None
+) -> FoundImages:
     """
-    The images of a folder and its sub-folders, in the order of their paths.
+    The images of a folder and its sub-folders, or of a zip archive, in the order of their paths.
 
     Args:
-        train_data_dir: The folder.
+        train_data_dir: The folder or archive.
         class_conditional: Take the first sub-folder on the way to an image as its class.
+        condition_dir: Another one, with a picture for each image: of the same path there, but for the ending.
 
     Raises:
-        ValueError: If there is no image, or with classes one in no sub-folder.
+        ValueError: If there is no image, with classes one in no sub-folder, or sub-folders that are named as parts of
+            data, or if an image has not exactly one condition.
     """
-    files = Path(train_data_dir).rglob("*")
-    paths = sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir())
-    if not paths:
-        raise ValueError(f"`train_data_dir` holds no images: {train_data_dir}")
+    items, names, left_out = find_images(train_data_dir)
+    if not items:
+        others = ", ".join(f"{number} {ending}" for ending, number in sorted(left_out.items())) or "nothing else"
+        raise ValueError(f"`train_data_dir` holds no images: {train_data_dir} (but {others}).")
+    found = FoundImages(items, [0] * len(items), left_out=left_out)
+    if condition_dir is not None:
+        found = found._replace(conditions=_conditions(names, condition_dir))
     if not class_conditional:
-        return FoundImages(paths, [0] * len(paths))
-    parts = [path.relative_to(train_data_dir).parts for path in paths]
+        return found
+    parts = [name.parts for name in names]
     if min(map(len, parts)) < 2:
         raise ValueError(
             f"`class_conditional` needs each image in a sub-folder of its class, not {min(parts, key=len)[0]}."
         )
-    names = sorted({part[0] for part in parts})
-    return FoundImages(paths, [names.index(part[0]) for part in parts], names)
+    classes = sorted({part[0] for part in parts})
+    if {name.lower() for name in classes} <= set(PARTS):
+        raise ValueError(
+            f"`class_conditional` would learn {classes} as classes: give one of them as `train_data_dir`, "
+            f"{Path(train_data_dir, classes[-1])} for instance."
+        )
+    return found._replace(labels=[classes.index(part[0]) for part in parts], class_names=classes)
+
+
+def _only(items: Sequence, indices: list[int]) -> Any:
+    """Some of the items, which are not read yet: those of `datasets` come from its files."""
+    return torch.utils.data.Subset(items, indices)  # type: ignore[arg-type]
+
+
+def _conditions(names: Sequence[PurePath], condition_dir: str | Path) -> list[Path | dict]:
+    """The picture of a folder that belongs to each image."""
+    items, others, _ = find_images(condition_dir)
+    by_stem: dict[PurePath, list[Path | dict]] = {}
+    for item, name in zip(items, others, strict=True):
+        by_stem.setdefault(name.with_suffix(""), []).append(item)
+    numbers = [(len(by_stem.get(name.with_suffix(""), [])), name) for name in names]
+    if wrong := [f"{name} has {number}" for number, name in numbers if number != 1]:
+        raise ValueError(
+            f"`condition_dir` {condition_dir} must hold one picture of the same name for each image, but of "
+            f"{len(wrong)} of {len(names)} it does not: {', '.join(wrong[:5])}."
+        )
+    return [by_stem[name.with_suffix("")][0] for name in names]
 
 
 def find_dataset_images(
     dataset_name: str,
     dataset_config_name: str | None = None,
+    split: str | None = None,
     *,
     image_column: str = "image",
     label_column: str = "label",
@@ -66,11 +127,12 @@ def find_dataset_images(
     cache_dir: str | Path | None = None,
 ) -> FoundImages:
     """
-    The images of the split `train` of a data set of the Hub, or of what else `datasets.load_dataset` takes.
+    The images of a data set of the Hub, of what else `datasets.load_dataset` takes, or of a folder of `save_to_disk`.
 
     Args:
         dataset_name: Its name or path.
         dataset_config_name: Its configuration, where it has several.
+        split: The part of it, `"test"` or `"train[:90%]"` for instance; `"train"` if not given.
         image_column: The column of the images.
         label_column: The column of the classes, which is read if `class_conditional`; its values become numbers in
             their order, unless they are numbers of named classes already.
@@ -83,7 +145,15 @@ def find_dataset_images(
     """
     datasets = import_extra("datasets", "train")
     try:
-        data = datasets.load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir, split="train")
+        if any(Path(dataset_name, name).is_file() for name in ("state.json", "dataset_dict.json")):
+            data = datasets.load_from_disk(dataset_name)
+            parts = data if isinstance(data, dict) else {str(data.split): data}
+            if isinstance(data, dict) or split is not None:
+                if (split or "train") not in parts:
+                    raise ValueError(f"`split` must be one of {[*parts]}, but is {split or 'train'!r}.")
+                data = parts[split or "train"]
+        else:
+            data = datasets.load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir, split=split or "train")
     except Exception as error:
         raise ValueError(f"`dataset_name` {dataset_name!r} cannot be loaded: {error}") from error
     for name, column in [("image_column", image_column)] + [("label_column", label_column)] * class_conditional:
@@ -113,24 +183,31 @@ class ImageDataset(torch.utils.data.Dataset):
     they fit, 8-bit images as bytes, others as float.
 
     An item is one of them, cropped and maybe mirrored, float32 of shape (C, *resolution) in [-1, 1], and the number of
-    its class. Order, crops and flips are drawn from the seed and the epoch.
+    its class; where the images have conditions, also the condition, cropped and mirrored in the same way. Order, crops
+    and flips are drawn from the seed and the epoch.
 
     Args:
-        items, labels, class_names: As of `find_folder_images` or `find_dataset_images`.
+        items, labels, class_names, conditions, left_out: As of `find_folder_images` or `find_dataset_images`.
         resolution: Height and width of an item, in pixels.
         channels: 1 for gray, 3 for colour, 4 with alpha; if not given, the largest number that an image has. Gray
             images become colour where others are.
+        condition_channels: The same for the conditions.
         center_crop: Take the middle of what is scaled, not a part drawn at random.
         random_flip: Mirror each image in half of the epochs.
         image_cache_gb: Memory for decoded images, in 10^9 bytes; half of what is free if not given.
+        background, white_level, skip_broken: As of `image_folders.ImageReader`.
         seed: At least 0.
 
     Attributes:
         channels: The number of channels C.
-        images: The decoded images, (C, H, W) each, or None if they do not fit in memory and are decoded when asked for.
+        condition_channels: That of the conditions; 0 without.
+        images: The decoded images, (C, H, W) each, with their conditions, or None if they do not fit in memory and are
+            decoded when asked for.
+        notes: How many images were taken in a way that a person should know.
 
     Raises:
-        ValueError: If an image cannot be read, or has another number of channels; it is named.
+        ValueError: If images cannot be read or have another number of channels, or a condition has other proportions
+            than its image; they are named.
     """
 
     def __init__(
@@ -138,72 +215,116 @@ class ImageDataset(torch.utils.data.Dataset):
         items: Sequence[Path | dict],
         labels: Sequence[int],
         class_names: list[str] | None = None,
+        conditions: Sequence[Path | dict] | None = None,
+        left_out: Counter[str] | None = None,
         *,
         resolution: Sequence[int],
         channels: int | None = None,
+        condition_channels: int | None = None,
         center_crop: bool = False,
         random_flip: bool = False,
         image_cache_gb: float | None = None,
+        background: str = "white",
+        white_level: int | None = None,
+        skip_broken: bool = False,
         seed: int = 0,
     ):
-        self.items, self.labels, self.class_names = items, labels, class_names
+        self.class_names, self.left_out = class_names, left_out or Counter[str]()
         self.resolution, self.center_crop, self.random_flip = resolution, center_crop, random_flip
-        self.given_channels, self.seed = channels, seed
+        self.seed = seed
         limit = _free_memory() / 2 if image_cache_gb is None else image_cache_gb * 1e9
+        settings: dict[str, Any] = {"size": tuple(resolution), "background": background, "white_level": white_level}
+        settings["skip_broken"] = skip_broken
+        self.readers = [ImageReader(items, "training image", channels=channels, **settings)]
+        if conditions is not None:
+            self.readers.append(ImageReader(conditions, "condition", channels=condition_channels, **settings))
 
-        self.images: list[torch.Tensor] | None = []
-        size, seen = 0, dict[int, str]()
-        is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-        with ThreadPoolExecutor() as pool:
-            images = pool.map(self._load, range(len(self.items)))
-            bar = tqdm(images, "Decoding", total=len(self.items), leave=False, disable=not is_first)
-            for index, image in enumerate(bar):
-                seen.setdefault(len(image), self._name(index))
+        # 1. all are decoded, which fills `images` as long as they fit
+        show_progress = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        decoded: list[dict[int, torch.Tensor]] | None = []
+        shapes: list[dict[int, torch.Size]] = []
+        size = 0
+        for reader in self.readers:
+            if decoded is not None:
+                decoded.append({})
+            shapes.append({})
+            for index, image in reader.read_all(show_progress):
+                shapes[-1][index] = image.shape
                 size += image.nbytes
                 if size > limit:
-                    self.images = None
-                elif self.images is not None:
-                    self.images.append(image)
-        self.channels = channels or max(seen)
-        for number, name in seen.items():
-            if number != self.channels and (number, self.channels) != (1, 3):
-                raise ValueError(f"The training image {name} has {number} channels, not {self.channels}.")
+                    decoded = None
+                elif decoded is not None:
+                    decoded[-1][index] = image
+
+        # 2. what they must have in common
+        self.indices = [k for k in range(len(items)) if all(k in shape for shape in shapes)]
+        self.labels = [labels[k] for k in self.indices]
+        self.images: list[list[torch.Tensor]] | None = None
+        if decoded is not None:
+            self.images = [[images[k] for images in decoded] for k in self.indices]
+        numbers = [
+            self._common_channels(reader, shape, given)
+            for reader, shape, given in zip(self.readers, shapes, (channels, condition_channels), strict=False)
+        ]
+        self.channels, self.condition_channels = (*numbers, 0)[:2]
+        for k in self.indices if conditions is not None else []:
+            of_image, of_condition = ([*shape[k][1:]] for shape in shapes)
+            if any(abs(a - b) > 1 + 0.01 * a for a, b in zip(of_image, of_condition, strict=True)):
+                raise ValueError(
+                    f"The condition {self.readers[1].name(k)} has other proportions than {self.readers[0].name(k)}: "
+                    f"scaled, they are {of_condition} and {of_image}."
+                )
+        self.notes = self.readers[0].notes
+        if cut := sum(tuple(shapes[0][k][1:]) != tuple(resolution) for k in self.indices):
+            self.notes["cut to the proportions asked for"] = cut
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int):
         """Draws the order, the crops and the flips. Called by accelerate at the start of each epoch."""
         rng = np.random.default_rng((self.seed, epoch))
-        self.order = rng.permutation(len(self.items))
-        self.draws = rng.random((len(self.items), 3))
+        self.order = rng.permutation(len(self.indices))
+        self.draws = rng.random((len(self.indices), 3))
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.indices)
 
-    def __getitem__(self, position: int) -> tuple[torch.Tensor, int]:
-        index = self.order[position]
-        image = self._load(index) if self.images is None else self.images[index]
-        (height, width), (top, left, flip) = self.resolution, self.draws[index]
+    def __getitem__(self, position: int) -> tuple:
+        number = self.order[position]
+        pictures = self._load(self.indices[number]) if self.images is None else self.images[number]
+        (height, width), (top, left, flip) = self.resolution, self.draws[number]
         top, left = (
             space // 2 if self.center_crop else int((space + 1) * draw)
-            for space, draw in ((image.shape[1] - height, top), (image.shape[2] - width, left))
+            for space, draw in ((pictures[0].shape[1] - height, top), (pictures[0].shape[2] - width, left))
         )
-        image = image[:, top : top + height, left : left + width].expand(self.channels, -1, -1)
-        if self.random_flip and flip < 0.5:
-            image = image.flip(-1)
-        scale = 255 if image.dtype == torch.uint8 else 1
-        return image.float() / scale * 2 - 1, self.labels[index]
+        result = []
+        for picture, channels in zip(pictures, (self.channels, self.condition_channels), strict=False):
+            image = scale_to(picture, *pictures[0].shape[1:])  # a condition, to the pixel
+            image = image[:, top : top + height, left : left + width].expand(channels, -1, -1)
+            if self.random_flip and flip < 0.5:
+                image = image.flip(-1)
+            scale = 255 if image.dtype == torch.uint8 else 1
+            result.append(image.float() / scale * 2 - 1)
+        return result[0], self.labels[number], *result[1:]
 
-    def _name(self, index: int) -> str:
-        item = self.items[index]
-        return str(item) if isinstance(item, Path) else (item or {}).get("path") or f"number {index} of the data set"
+    def remarks(self) -> list[str]:
+        """What a person should know of how the images were taken, a line for each kind."""
+        lines = self.readers[0].remarks(self.left_out)
+        for reader in self.readers[1:]:
+            lines += [f"conditions: {line}" for line in reader.remarks(Counter())]
+        return lines
 
-    def _load(self, index: int) -> torch.Tensor:
-        """Decodes an image and scales it so that it just covers the resolution."""
-        try:
-            image = decode_image(self.items[index], self.given_channels)
-        except Exception as error:
-            raise ValueError(f"The training image {self._name(index)} cannot be read: {error}") from error
-        return scale_to_cover(image, *self.resolution)
+    def _load(self, index: int) -> list[torch.Tensor]:
+        return [reader.read(index).pixels for reader in self.readers]
+
+    @staticmethod
+    def _common_channels(reader: ImageReader, shapes: dict[int, torch.Size], given: int | None) -> int:
+        """The number of channels of a set; gray ones become colour."""
+        by_number = {shape[0]: index for index, shape in sorted(shapes.items(), reverse=True)}
+        channels = given or max(by_number)
+        for number, index in by_number.items():
+            if number != channels and (number, channels) != (1, 3):
+                raise ValueError(f"The {reader.kind} {reader.name(index)} has {number} channels, not {channels}.")
+        return channels
 
 
 def _free_memory() -> float:

@@ -4,16 +4,22 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DModel
 
+from .. import EtaDDIMScheduler, image_generators
+from .batches import noised
+from .images import ImageDataset
 from .output_folder import write_whole
 
 LOSS_LOG = "logs/losses.jsonl"
+VALIDATION_PAIRS = 256  # images and timesteps of a validation loss, at least
 TIMESTEP_BUCKETS = 4  # the log has the loss of each quarter of the timesteps
 
 
@@ -29,12 +35,60 @@ def mean_losses(
         num_train_timesteps: Number of noise levels T.
     """
     loss, timesteps = (accelerator.gather(torch.cat(parts)).cpu().numpy() for parts in zip(*recent, strict=True))
+    return _means(loss, timesteps, num_train_timesteps)
+
+
+def _means(loss: np.ndarray, timesteps: np.ndarray, num_train_timesteps: int) -> dict[str, float]:
     means = {"loss": float(loss.mean(dtype=np.float64))}
     for part in np.array_split(np.arange(num_train_timesteps), TIMESTEP_BUCKETS):
         is_inside = np.isin(timesteps, part)
         if is_inside.any():
             means[f"loss/timesteps_{part[0]}-{part[-1]}"] = float(loss[is_inside].mean(dtype=np.float64))
     return means
+
+
+@torch.no_grad()
+def validation_losses(
+    accelerator: Accelerator,
+    unet: UNet2DModel,
+    noise_scheduler: EtaDDIMScheduler,
+    held_out: ImageDataset,
+    weights: torch.Tensor,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> dict[str, float]:
+    """
+    The mean loss of images that are not trained on, over all timesteps and for each quarter of them. All processes call
+    it. The images meet the same timesteps, evenly spread, and the same noise each time, for any number of processes, so
+    that its values can be compared.
+
+    Args:
+        accelerator: Says which images are this process's.
+        unet: The model, in evaluation mode.
+        noise_scheduler: The noise levels, and what the model predicts.
+        held_out: The images. Few are taken several times, to `VALIDATION_PAIRS` images and timesteps.
+        weights: Of the loss at each timestep, (T,), as in training.
+        batch_size: Images at once in a process.
+        seed: Of the noise.
+    """
+    number, num_timesteps = max(len(held_out), VALIDATION_PAIRS), len(noise_scheduler)
+    share = math.ceil(number / accelerator.num_processes)  # if it is rounded up, the last ones are dropped
+    first, losses = accelerator.process_index * share, []
+    for start in range(first, first + share, batch_size):
+        pairs = range(start, min(start + batch_size, first + share))
+        images, labels, *conditions = torch.utils.data.default_collate([held_out[k % len(held_out)] for k in pairs])
+        noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in image_generators(seed, pairs)])
+        timesteps = torch.tensor([min(k, number - 1) * num_timesteps // number for k in pairs])
+        images, labels, noise, timesteps = (x.to(accelerator.device) for x in (images, labels, noise, timesteps))
+        noisy_images, _, target = noised(images, noise, timesteps, noise_scheduler)
+        model_input = torch.cat([noisy_images, *(c.to(accelerator.device) for c in conditions)], dim=1)
+        labels = labels if unet.class_embedding is not None else None
+        prediction = unet(model_input, timesteps, labels).sample
+        losses.append((prediction.float() - target).square().mean(dim=(1, 2, 3)) * weights[timesteps])
+    loss = accelerator.gather(torch.cat(losses))[:number].cpu().numpy()
+    timesteps_of_all = np.arange(number) * num_timesteps // number
+    return {f"validation_{name}": mean for name, mean in _means(loss, timesteps_of_all, num_timesteps).items()}
 
 
 def append_to_loss_log(output_dir: Path, step: int, values: dict[str, float]):

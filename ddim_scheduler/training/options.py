@@ -7,7 +7,9 @@ import math
 import os
 import shlex
 import sys
+import zipfile
 
+import PIL.ImageColor
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from diffusers.optimization import SchedulerType
 
@@ -15,7 +17,7 @@ from ..command_line import launched_as
 from ..evaluation import FEATURES
 from ..scheduling_ddim import BETA_SCHEDULES, PREDICTION_TYPES, TIMESTEP_SPACINGS
 
-SHARES = ("adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout")
+SHARES = ("validation_share", "adam_beta1", "adam_beta2", "ema_max_decay", "label_dropout")
 MAY_BE_ZERO = (
     "seed",
     "lr_warmup_steps",
@@ -76,14 +78,19 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _add_data(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("data (one of the first two is needed)")
-    group.add_argument("--train_data_dir", help="folder of images or .npy arrays, searched with its sub-folders")
-    group.add_argument("--dataset_name", help="data set of the Hub, or what `datasets.load_dataset` takes")
+    group.add_argument("--train_data_dir", help="folder (with its sub-folders) or zip archive of images, .npy arrays")
+    group.add_argument("--dataset_name", help="data set of the Hub, or folder of `save_to_disk`")
     group.add_argument("--dataset_config_name", help="configuration of the data set")
+    group.add_argument("--split", help="part of the data set, 'train[:90%%]' for instance (default: train)")
     group.add_argument("--image_column", default="image", help="column of the data set that holds the images")
     group.add_argument("--label_column", default="label", help="column of the data set that holds the classes")
     group.add_argument("--cache_dir", help="where `datasets` keeps its files")
     group.add_argument("--resolution", type=int, nargs="+", default=[64], help="size: one number, or height width")
     group.add_argument("--channels", type=int, help="1: gray, 3: colour, 4: with alpha (default: those of the data)")
+    group.add_argument("--background", default="white", help="colour behind transparent pixels")
+    group.add_argument("--white_level", type=int, help="white of 16-bit images, 4095 for 12 bits (default: 65535)")
+    group.add_argument("--skip_broken", action="store_true", help="leave out images that cannot be read")
+    group.add_argument("--validation_share", type=float, help="share of images held out, for a validation loss")
     group.add_argument("--center_crop", action="store_true", help="crop images of another aspect ratio at their centre")
     group.add_argument("--random_flip", action="store_true", help="mirror images at random")
     group.add_argument("--image_cache_gb", type=float, help="memory for decoded images (default: half of what is free)")
@@ -208,8 +215,18 @@ def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace):
 def _check_combinations(parser: argparse.ArgumentParser, args: argparse.Namespace):
     if (args.train_data_dir is None) == (args.dataset_name is None):
         parser.error("give either --train_data_dir or --dataset_name")
-    if args.train_data_dir is not None and not os.path.isdir(args.train_data_dir):
-        parser.error(f"--train_data_dir is no folder: {args.train_data_dir}")
+    if args.train_data_dir is not None and not (
+        os.path.isdir(args.train_data_dir) or zipfile.is_zipfile(args.train_data_dir)
+    ):
+        parser.error(f"--train_data_dir is no folder and no zip archive: {args.train_data_dir}")
+    if args.split is not None and args.dataset_name is None:
+        parser.error("--split is that of a --dataset_name")
+    try:
+        PIL.ImageColor.getrgb(args.background)
+    except ValueError:
+        parser.error(f"--background must be a colour, 'white' or '#ff0000' for instance, but is {args.background!r}")
+    if args.white_level is not None and args.white_level > 65535:
+        parser.error(f"--white_level must be at most 65535, but is {args.white_level}")
     if args.rescale_betas_zero_snr and args.prediction_type == "epsilon":
         parser.error("--rescale_betas_zero_snr leaves no signal to find with --prediction_type epsilon: use another")
     if args.overwrite_output_dir and args.resume_from_checkpoint:

@@ -7,15 +7,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
-from diffusers.utils import make_image_grid
 
 from .. import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 from ..command_line import import_extra
 from ..evaluation import extract_features, frechet_distance, kernel_distance, load_network
+from ..generation import PICTURE_CHANNELS, picture_grid
 from .images import ImageDataset
 
 
@@ -89,25 +90,28 @@ def sample_images(
 
 def save_preview(accelerator: Accelerator, output_dir: str | Path, images: torch.Tensor, step: int):
     """
-    Writes images as one PNG, `samples/step-N.png` and `sample.png`, and to the trackers. For the main process.
+    Writes images as one PNG, `samples/step-N.png` and `sample.png`, and to the trackers. For the main process. Those of
+    other than 1, 3 or 4 channels, which no PNG shows, become an array `samples/step-N.npy` alone.
 
     Args:
         accelerator: Has the trackers.
         output_dir: The folder of the run.
-        images: uint8 (N, C, H, W). Of two channels the first is shown, of more than three the first three.
+        images: uint8 (N, C, H, W).
         step: Number of optimizer steps done.
     """
-    images = images[:, : 3 if images.shape[1] >= 3 else 1]  # what a PNG shows of other numbers of channels
-    columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
-    pictures = EtaDDIMPipeline.numpy_to_pil(images.permute(0, 2, 3, 1).numpy() / 255)
-    grid = make_image_grid(pictures, len(images) // columns, columns)
     path = Path(output_dir, "samples", f"step-{step:06d}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    if images.shape[1] not in PICTURE_CHANNELS:
+        np.save(path.with_suffix(".npy"), pixels)
+        return
+    columns = max(d for d in range(1, math.isqrt(len(images)) + 1) if len(images) % d == 0)
+    grid = picture_grid(EtaDDIMPipeline.numpy_to_pil(pixels / 255), len(images) // columns, columns)
     grid.save(path)
     grid.save(Path(output_dir, "sample.png"))  # the picture of the model card
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
-            tracker.log_images({"samples": images.numpy()}, step=step)
+            tracker.log_images({"samples": images[:, :3].numpy()}, step=step)  # it knows no alpha
         elif hasattr(tracker, "log_images"):
             tracker.log_images({"samples": [grid]}, step=step)
 

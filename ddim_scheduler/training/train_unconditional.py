@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from ddim_scheduler import EtaDDIMScheduler, training
 from ddim_scheduler.command_line import run
+from ddim_scheduler.image_files import WHITE_LEVEL
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -53,8 +54,10 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def load_dataset(args: argparse.Namespace, accelerator: Accelerator) -> training.ImageDataset:
-    """The images of the folder or data set that is asked for."""
+def load_datasets(
+    args: argparse.Namespace, accelerator: Accelerator
+) -> tuple[training.ImageDataset, training.ImageDataset | None]:
+    """The images of the folder or data set that is asked for, and those that are held out, if any."""
     with accelerator.local_main_process_first():  # which fills the cache of `datasets`
         if args.train_data_dir is not None:
             found = training.find_folder_images(args.train_data_dir, args.class_conditional)
@@ -62,23 +65,33 @@ def load_dataset(args: argparse.Namespace, accelerator: Accelerator) -> training
             found = training.find_dataset_images(
                 args.dataset_name,
                 args.dataset_config_name,
+                args.split,
                 image_column=args.image_column,
                 label_column=args.label_column,
                 class_conditional=args.class_conditional,
                 cache_dir=args.cache_dir,
             )
+    settings = {"background": args.background, "skip_broken": args.skip_broken, "seed": args.seed}
+    settings |= {"resolution": args.resolution, "image_cache_gb": args.image_cache_gb}
+    held_out = None
+    if args.validation_share:
+        found, held_out = found.split(args.validation_share, args.seed)
     dataset = training.ImageDataset(
         *found,
-        resolution=args.resolution,
         channels=args.channels,
         center_crop=args.center_crop,
         random_flip=args.random_flip,
-        image_cache_gb=args.image_cache_gb,
-        seed=args.seed,
+        white_level=args.white_level,
+        **settings,
     )
     if dataset.images is None:
         logger.warning("The images do not fit in memory and are decoded in each epoch. See --dataloader_num_workers.")
-    return dataset
+    if held_out is None:
+        return dataset, None
+    white_level = args.white_level or WHITE_LEVEL  # a few may be dark
+    return dataset, training.ImageDataset(
+        *held_out, channels=dataset.channels, center_crop=True, white_level=white_level, **settings
+    )
 
 
 def load_unet(args: argparse.Namespace, channels: int, num_classes: int | None, device: torch.device) -> UNet2DModel:
@@ -156,7 +169,7 @@ def main(argv: list[str] | None = None) -> float:
         clip_sample=args.clip_sample,
         rescale_betas_zero_snr=args.rescale_betas_zero_snr,
     )
-    dataset = load_dataset(args, accelerator)
+    dataset, held_out = load_datasets(args, accelerator)
     num_classes = None if dataset.class_names is None else len(dataset.class_names)
     global_batch_size = args.train_batch_size * accelerator.num_processes
     if len(dataset) < global_batch_size:
@@ -216,10 +229,12 @@ def main(argv: list[str] | None = None) -> float:
         config={name: str(value) for name, value in settings.items()},
         init_kwargs={"tensorboard": {"purge_step": global_step + 1}},  # hides what a killed run logged after it
     )
+    for line in training.describe_images(dataset, held_out):
+        logger.info(line)
     logger.info(
-        f"{len(dataset)} images, {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, "
-        f"{accelerator.num_processes} x {accelerator.device.type}, step {global_step} of {max_train_steps}, "
-        f"{global_batch_size * accumulation} images a step"
+        f"{sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, {accelerator.num_processes} x "
+        f"{accelerator.device.type}, step {global_step} of {max_train_steps} ({steps_per_epoch} an epoch, "
+        f"{args.lr_warmup_steps} of warm-up), {global_batch_size * accumulation} images a step"
     )
 
     def log(values: dict[str, float]):
@@ -239,6 +254,12 @@ def main(argv: list[str] | None = None) -> float:
                 seed=args.seed,
             )
 
+    def validation_losses(held_out: training.ImageDataset) -> dict[str, float]:
+        with training.trained_pipeline(unet, noise_scheduler, ema):
+            return training.validation_losses(
+                accelerator, unet, noise_scheduler, held_out, weights, batch_size=args.eval_batch_size, seed=args.seed
+            )
+
     preview_labels, eval_labels = None, None
     if num_classes is not None:
         preview_labels = range(num_classes)
@@ -252,6 +273,7 @@ def main(argv: list[str] | None = None) -> float:
     mean_loss = math.nan
     is_last = is_stopped = False
     batches = training.seeded_batches(dataloader, args.seed, global_step, steps_per_epoch, accumulation)
+    clock = training.StepClock(max_train_steps - global_step)
     unet.train()
     with training.noted_signals() as signals:
         asked_to_stop = training.StopVote(accelerator, signals)
@@ -280,6 +302,8 @@ def main(argv: list[str] | None = None) -> float:
                 ema.step(unet.parameters())
             global_step += 1
             progress.update()
+            if (spent := clock.tick()) is not None:
+                logger.info(spent)
             is_stopped = asked_to_stop()
             is_last = global_step == max_train_steps
             checkpoint_is_due = global_step % args.checkpointing_steps == 0 or is_last or is_stopped
@@ -300,6 +324,8 @@ def main(argv: list[str] | None = None) -> float:
                     images = sample(args.eval_batch_size, preview_labels)
                     if accelerator.is_main_process:
                         training.save_preview(accelerator, output_dir, images, global_step)
+                    if held_out is not None:
+                        log(validation_losses(held_out))
                 if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
                     images = sample(args.eval_num_images, eval_labels)
                     if distances is not None:
