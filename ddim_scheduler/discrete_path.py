@@ -32,16 +32,30 @@ class DiscretePath(LiveAttributes, EtaSteps):
     _prev_timesteps: np.ndarray
     _table: StepTable
     _has_grid: bool
+    betas: torch.Tensor
+    alphas: torch.Tensor
+    alphas_cumprod: torch.Tensor
+    final_alpha_cumprod: torch.Tensor
     timesteps: torch.Tensor
     num_inference_steps: int | None
     _live_tensors = ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "timesteps")
     _live_numbers = ("num_inference_steps",)
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        for name in ("_get_variance", "previous_timestep"):
+            if getattr(cls, name) is not getattr(DiscretePath, name):
+                raise TypeError(
+                    f"`{name}` of {cls.__name__} would change no step, which reads a table of all variances and "
+                    "successors: set `timesteps`, give `eta` or `variance_type`, or override `step`."
+                )
+
     # ------------------------------------------------------------------------------- the noise schedule and the grid
 
     def _set_noise_schedule(self, log_alphas_cumprod: np.ndarray, **written: torch.Tensor):
         """Takes a noise schedule, which keeps the grid, and publishes it, but for the tensors that were `written`."""
-        num_timesteps, former = len(log_alphas_cumprod), self.__dict__.get("_log_alphas_cumprod", ())
+        state, num_timesteps = self.__dict__, len(log_alphas_cumprod)
+        former, timesteps = state.get("_log_alphas_cumprod", ()), state.get("timesteps")
         final = self._written_final
         if final is None:
             final = 0.0 if self.config.set_alpha_to_one else log_alphas_cumprod[0]
@@ -52,7 +66,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
             )
         log = np.append(log_alphas_cumprod, final)  # timestep -1 is where the last step goes to
         levels = log, np.exp(log / 2), np.sqrt(-np.expm1(log))
-        grid = as_timesteps(self.timesteps, num_timesteps) if self._has_grid else np.arange(num_timesteps)[::-1]
+        grid = as_timesteps(timesteps, num_timesteps) if self._has_grid else np.arange(num_timesteps)[::-1]
 
         # from here on nothing is refused
         self._log_alphas_cumprod, self._levels = log_alphas_cumprod, levels
@@ -66,7 +80,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if not self._has_grid:
             self._set_grid(grid, None)
         elif num_timesteps != len(former):
-            self._set_grid(grid, self._table.tensor.device, self.timesteps)
+            self._set_grid(grid, self._table.tensor.device, timesteps)
         else:  # a stride stays as well
             self._table = self._table_of(levels, self._prev_timesteps, self._table.tensor.device)
 
@@ -104,9 +118,9 @@ class DiscretePath(LiveAttributes, EtaSteps):
             if not self._has_grid:
                 self._set_number(len(grid))
         elif name == "num_inference_steps":
-            num_timesteps, former = self.config.num_train_timesteps, self.num_inference_steps
+            num_timesteps, former = self.config.num_train_timesteps, self.__dict__[name]
             self._set_number(None if value is None else check_integer(name, value, 1, num_timesteps))
-            if value not in (None, former, len(self.timesteps)):
+            if value not in (None, former, len(self.__dict__["timesteps"])):
                 stride = np.maximum(np.arange(self._table.length) - num_timesteps // value, -1)
                 table = self._table_of(self._levels, stride, self._table.tensor.device)
                 self._prev_timesteps, self._table = stride, table
@@ -137,10 +151,10 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if not isinstance(timestep, torch.Tensor):
             t = timestep if torch.compiler.is_compiling() else self._check_timestep(timestep)
             timestep = torch.full((1,), t)
-        timesteps = self._check_timesteps("timestep", timestep)
-        if len(timesteps) not in (1, len(sample)):
+        timesteps, batch_size = self._check_timesteps("timestep", timestep), sample.shape[:1].numel()
+        if len(timesteps) not in (1, batch_size):
             raise ValueError(
-                f"`timestep` must hold one timestep or one for each of the {len(sample)} samples, but hold "
+                f"`timestep` must hold one timestep or one for each of the {batch_size} samples, but hold "
                 f"{len(timesteps)}."
             )
         row = self._table.rows(timesteps, sample)
@@ -219,6 +233,8 @@ class DiscretePath(LiveAttributes, EtaSteps):
             noise (`torch.Tensor` of the same shape): eps.
             timesteps (`torch.Tensor` of B integers): t, in 0..T-1. Each of the three may have 1 instead of B.
 
+        A written `alphas_cumprod` that requires a gradient gets it from here and from `get_velocity`, none from `step`.
+
         Raises:
             ValueError, TypeError: If shapes do not fit, or timesteps are out of range or no integers.
         """
@@ -250,7 +266,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         timesteps = self._check_timesteps("timesteps", timesteps)
         shapes = sample.shape, noise.shape, (len(timesteps), *(1,) * (sample.ndim - 1))
         try:
-            if shapes[0] != shapes[1] or len(timesteps) not in (1, len(sample)):
+            if shapes[0] != shapes[1] or (len(timesteps),) not in ((1,), sample.shape[:1]):
                 torch.broadcast_shapes(*shapes)
         except RuntimeError:
             raise ValueError(
@@ -258,6 +274,9 @@ class DiscretePath(LiveAttributes, EtaSteps):
                 f"shape {tuple(sample.shape)}."
             ) from None
         dtype = computing_dtype(sample)
+        if (learned := self.__dict__["alphas_cumprod"]).requires_grad:
+            bars = learned[timesteps.to(learned.device)].to(sample.device, dtype).view(shapes[2])
+            return bars.sqrt(), (1 - bars).sqrt(), dtype
         return *self._table.path(timesteps, sample, dtype), dtype
 
     def _get_variance(self, timestep: int, prev_timestep: int | None = None) -> torch.Tensor:
@@ -287,8 +306,9 @@ def _is_readable(tensor: torch.Tensor) -> bool:
 
 def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """One or B values of eta, shaped for the sample. Their range is checked where that makes nobody wait."""
-    if eta.is_complex() or eta.numel() not in (1, len(sample)):
-        raise ValueError(f"`eta` must hold one value or one for each of the {len(sample)} samples, but is {eta!r}.")
+    batch_size = sample.shape[:1].numel()
+    if eta.is_complex() or eta.numel() not in (1, batch_size):
+        raise ValueError(f"`eta` must hold one value or one for each of the {batch_size} samples, but is {eta!r}.")
     if _is_readable(eta):
         values = eta.detach().double().flatten().numpy()
         outside = ~((values >= 0) & (values <= 1))

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What people write into a scheduler's public attributes and its config reaches the next step, or is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -45,16 +46,23 @@ class LiveAttributes:
     Follows what is written into an object's public attributes, by assignment or in place, and into its config.
 
     A subclass names its public tensors and numbers, sets the tensors by `_publish`, takes over by `_take_over` what
-    others write, and calls `_follow` before it uses what it made of them. Writes in place are known by torch's version
-    counter, which `tensor.data` and `tensor.numpy()` go around; a compiled graph does not look for them.
+    others write, and calls `_follow` before it uses what it made of them; who reads one of them has it called. Writes
+    in place are known by torch's version counter, which `tensor.data` and `tensor.numpy()` go around; a compiled graph
+    does not look for them.
     """
 
-    _internal_dict: LiveConfig
+    _internal_dict: LiveConfig = LiveConfig()
     _published: dict[str, np.ndarray]  # the values that have taken effect
-    _watched: list[torch.Tensor]
-    _versions: int
+    _watched: Sequence[torch.Tensor] = ()
+    _versions: int = -1
     _live_tensors: tuple[str, ...] = ()
     _live_numbers: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "_live_tensors" in vars(cls):
+            for name in (*cls._live_tensors, *cls._live_numbers):
+                setattr(cls, name, _live(name))
 
     def _take_over(self, name: str, value: Any):
         """Makes a written attribute, or what changed in `"config"`, take effect, or raises and changes nothing."""
@@ -76,7 +84,7 @@ class LiveAttributes:
         state = self.__dict__
         if name == "_internal_dict":  # by `register_to_config`, and by pipelines that correct a config
             self._set_config(value)
-        elif name in self._live_tensors and name in state:
+        elif name in self._live_tensors and "_published" in state:
             try:
                 tensor = counted(torch.as_tensor(value))
             except (TypeError, ValueError, RuntimeError):
@@ -86,7 +94,7 @@ class LiveAttributes:
                 self._take_over(name, tensor)
             else:
                 self._publish({name: tensor}, {})  # the same, maybe on another device
-        elif name in self._live_numbers and name in state:
+        elif name in self._live_numbers and "_published" in state:
             self._follow()
             self._take_over(name, value)
         else:
@@ -118,12 +126,34 @@ class LiveAttributes:
             return
         if sum(map(_version, self._watched)) + self._internal_dict.num_writes == self._versions:
             return
+        if "_published" not in self.__dict__:  # so that there is nothing to follow
+            raise RuntimeError(
+                f"`{type(self).__name__}.__init__` must call `super().__init__`, which makes the noise schedule: give "
+                "that `trained_betas`, or write `betas` or `alphas_cumprod` after it."
+            )
         tensors = {name: self.__dict__[name] for name in self._live_tensors}
         written = {name: tensor for name, tensor in tensors.items() if self._is_written(name, tensor)}
         self._take_over("config", self._internal_dict)  # first, since it may make all tensors anew
         for name, tensor in written.items():
             self._take_over(name, tensor)
         self._note_versions()
+
+
+def _live(name: str) -> property:
+    """A public attribute, stored under its name. What follows from something written elsewhere is read as it is now."""
+
+    def read(self: LiveAttributes) -> Any:
+        if name not in self.__dict__:
+            raise AttributeError(name)
+        if "_published" in self.__dict__:
+            with suppress(TypeError, ValueError):  # read as it was written, to be mended; a use raises
+                self._follow()
+        return self.__dict__[name]
+
+    def write(self: LiveAttributes, value: Any):  # in the constructor
+        self.__dict__[name] = value
+
+    return property(read, write)
 
 
 def _are_equal(a: Any, b: Any) -> bool:

@@ -247,10 +247,17 @@ class SharedPipeline(Shared):
 
         Raises:
             FileExistsError: If `save_directory` is a file.
-            TypeError: If `sample_image` is no picture that PNG can hold, or `training_settings` are not JSON-able.
+            TypeError: If a component cannot be saved, such as a UNet in DDP, if `sample_image` is no picture that PNG
+                can hold, or if `training_settings` are not JSON-able.
             ValueError: For a push, before anything is written, if `private` is `True` and the repository is a public
                 one, or if the folder holds a link that leads out of it.
         """
+        for name, component in self.components.items():
+            if component is not None and not hasattr(component, "save_pretrained"):
+                raise TypeError(
+                    f"`{name}` is a {type(component).__name__}, which has no `save_pretrained`: put what is in it in "
+                    f"its place first, `pipe.{name}.module` for DDP."
+                )
         picture = None if sample_image is None else _as_png(sample_image)
         folder = Path(save_directory)
         record = folder / "training_args.json"

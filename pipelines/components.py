@@ -26,7 +26,7 @@ WRAPPED = ("_orig_mod", "module", "base_model", "model")  # by torch.compile, by
 
 def unwrapped(network: Any) -> Any:
     """The network in `torch.compile`, DDP, FSDP or PEFT. A wrapper with a config of its own is itself the network."""
-    while not isinstance(network, UNet2DModel):
+    while not isinstance(network, UNet2DModel | torch.nn.DataParallel):  # that one has neither device nor dtype
         modules = [getattr(network, name, None) for name in WRAPPED]
         inner = next((m for m in modules if isinstance(m, torch.nn.Module) and m is not network), None)
         config = getattr(inner, "config", None)
@@ -36,18 +36,27 @@ def unwrapped(network: Any) -> Any:
     return network
 
 
-def check_network(unet: Any, variance_type: str | None):
+def check_network(unet: Any):
     """Refuses a network that the loops cannot call. Other classes of `UNet2DModel`'s interface are taken."""
     if unet is None:  # `from_pretrained(..., unet=None)` leaves it out
         return
     network = unwrapped(unet)
+    if isinstance(network, torch.nn.DataParallel):
+        raise TypeError("`unet` must not be a DataParallel: give the network in it, `unet.module`, or take DDP.")
     if not isinstance(network, UNet2DModel):
         forward = getattr(network, "forward", None)
         arguments = [] if forward is None else [*inspect.signature(forward).parameters]
         if arguments[2:3] != ["class_labels"] or not hasattr(network, "class_embedding"):
             raise TypeError(
-                f"`unet` must be a UNet2DModel, called with x_t, t and class labels, but is a {type(network).__name__}."
+                f"`unet` must be a UNet2DModel, called with x_t, t and class labels, but is {_kind_of(network)}."
             )
+
+
+def check_channels(unet: Any, variance_type: str | None):
+    """Refuses a network that returns another number of channels than the scheduler takes."""
+    if unet is None:
+        return
+    network = unwrapped(unet)
     taken, returned = network.config.in_channels, network.config.out_channels
     is_learned = variance_type in ("learned", "learned_range")
     is_known = type(network).forward is UNet2DModel.forward  # another one may return what it likes
@@ -58,23 +67,40 @@ def check_network(unet: Any, variance_type: str | None):
         )
 
 
+def _kind_of(value: Any) -> str:
+    return f"the class {value.__name__} itself" if isinstance(value, type) else f"a {type(value).__name__}"
+
+
 def _takes(method: Callable, name: str) -> bool:
     """Whether a method takes an argument of this name, or any."""
     parameters = inspect.signature(method).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
+def check_sampler(scheduler: Any):
+    """Refuses what is no scheduler for sampling."""
+    if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
+        raise TypeError(f"`scheduler` must be an object with a method `step`, but is {_kind_of(scheduler)}.")
+    # by name, since a copy of our class that came with a model is another class
+    if any("Inverse" in cls.__name__ for cls in type(scheduler).__mro__):
+        raise TypeError(
+            f"`scheduler` must go towards the image, but is {_kind_of(scheduler)}: give the sampler of that, "
+            "`EtaDDIMScheduler.from_config(scheduler.config)`; `invert` uses it backwards."
+        )
+
+
+def takes_eta(scheduler: Any) -> bool:
+    """Whether the pipeline can keep a scheduler where there is no package to convert it."""
+    return _takes(scheduler.step, "eta")
+
+
 def as_sampler(scheduler: Any) -> Any:
     """The scheduler itself, if it is ours or its `step` takes eta; otherwise an `EtaDDIMScheduler` of its config."""
-    if not hasattr(scheduler, "step"):
-        raise TypeError(f"`scheduler` must have a method `step`, but is {type(scheduler).__name__}.")
-    # by name, since a copy of our class that came with a model is another class
-    names = [cls.__name__ for cls in type(scheduler).__mro__ if cls.__module__ == "ddim_scheduler"]
-    if names and not any("Inverse" in name for name in names):
+    check_sampler(scheduler)
+    if any(cls.__module__ == "ddim_scheduler" for cls in type(scheduler).__mro__):
         return scheduler
-    takes_eta = _takes(scheduler.step, "eta")
     is_replaced = type(scheduler) in REPLACED and "step" not in vars(scheduler)
-    if takes_eta and not is_replaced:
+    if takes_eta(scheduler) and not is_replaced:
         return scheduler
 
     name = type(scheduler).__name__
@@ -82,7 +108,7 @@ def as_sampler(scheduler: Any) -> Any:
         # not by a statement: diffusers asks everyone who loads this file from the Hub for what it imports
         package = importlib.import_module("ddim_scheduler")
     except ModuleNotFoundError:
-        if takes_eta:
+        if takes_eta(scheduler):
             logger.warning(f"The pipeline samples with {name}: its conversion needs the package ddim-scheduler.")
             return scheduler
         raise ImportError(

@@ -6,20 +6,33 @@ This file travels with a model: it and what it imports need diffusers, huggingfa
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..sharing import PIPELINE_ENTRY, SharedPipeline
 from ..travelling import travelling_code
 from ..validation import check_bool, check_choice, check_integer, check_number
-from .components import as_sampler, check_network, check_randomness, check_tensor, exact_dtype
+from .components import (
+    as_sampler,
+    check_channels,
+    check_network,
+    check_randomness,
+    check_sampler,
+    check_tensor,
+    exact_dtype,
+    takes_eta,
+)
 from .images import from_latents, image_generators, to_labels, to_tensor
 from .inversion import Inversion
+
+logger = logging.get_logger(__name__)
 
 METHODS = ("ddim", "o_belm")
 
@@ -39,7 +52,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
             diffusers' own `DDIMScheduler` and `DDIMParallelScheduler`; the log says so.
 
     Raises:
-        TypeError: If the network or the scheduler is of another kind.
+        TypeError: If the network or the scheduler is of another kind, also when one is assigned later.
         ValueError: If the network's channels do not fit, or the scheduler's config cannot be converted.
     """
 
@@ -51,8 +64,24 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
         scheduler = as_sampler(scheduler)
-        check_network(unet, getattr(getattr(scheduler, "config", None), "variance_type", None))
+        check_network(unet)
+        check_channels(unet, getattr(getattr(scheduler, "config", None), "variance_type", None))
         self.register_modules(unet=unet, scheduler=scheduler)
+
+    def __setattr__(self, name: str, value: Any):
+        if name == "unet":
+            check_network(value)
+        elif name == "scheduler":
+            check_sampler(value)
+        super().__setattr__(name, value)
+
+    def _write_code(self, folder: Path):
+        super()._write_code(folder)
+        if not takes_eta(self.scheduler):
+            logger.warning(
+                f"`scheduler` is a {type(self.scheduler).__name__}, which takes no eta: what is saved loads only where "
+                "the package ddim-scheduler is installed, with an EtaDDIMScheduler in its place."
+            )
 
     @torch.no_grad()
     def __call__(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from diffusers.configuration_utils import FrozenDict
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.training_utils import compute_snr
 
 from ddim_scheduler import EtaDDIMInverseScheduler, EtaDDIMScheduler
@@ -374,3 +374,149 @@ def test_number_written_as_it_is_changes_nothing():
     scheduler.timesteps = scheduler.timesteps[2:]
     scheduler.num_inference_steps = scheduler.num_inference_steps
     assert [scheduler.previous_timestep(t) for t in scheduler.timesteps[:-1]] == scheduler.timesteps[1:].tolist()
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def relative_error(scheduler, t=500):
+    """Of each public tensor to what follows from the rows of the table, read before anything else uses them."""
+    read = {name: getattr(scheduler, name) for name in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod")}
+    read["timesteps"] = scheduler.timesteps
+    row, bars = scheduler._table.row(t), read["alphas_cumprod"].double()
+    errors = {
+        "alphas_cumprod": bars[t] / row.alpha_t**2 - 1,
+        "alphas": read["alphas"][t] / (bars[t] / bars[t - 1]) - 1,
+        "betas": read["betas"][t] + read["alphas"][t] - 1,
+        "final_alpha_cumprod": read["final_alpha_cumprod"] / scheduler._table.row(0).alpha_s ** 2 - 1,
+        "timesteps": scheduler.previous_timestep(scheduler.timesteps[0]) - scheduler.timesteps[1],
+        "snr": compute_snr(scheduler, torch.tensor([t])) / (row.alpha_t / row.sigma_t) ** 2 - 1,
+    }
+    return {name: abs(float(error)) for name, error in errors.items()}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_what_is_read_first_after_a_write_follows_from_it(write):
+    for first in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "timesteps"):
+        scheduler = EtaDDIMScheduler(**STABLE_DIFFUSION)
+        write(scheduler)
+        tensor = getattr(scheduler, first).clone()
+        assert max(relative_error(scheduler, t=50).values()) < 1e-4
+        assert torch.equal(getattr(scheduler, first), tensor)
+
+
+def test_reading_sees_each_write_in_place_and_of_the_config():
+    scheduler = EtaDDIMScheduler()
+    fresh = copy.deepcopy(scheduler)
+    scheduler.betas.mul_(0.5)
+    assert abs(scheduler.alphas_cumprod[999].log() / (fresh.alphas_cumprod[999].log() / 2) - 1) < 0.01
+    assert (scheduler.alphas - 1 + scheduler.betas).abs().max() < 1e-7
+    scheduler.config.beta_end = 0.05
+    assert abs(scheduler.betas[-1] - 0.05) < 1e-7
+    scheduler.config.set_alpha_to_one = False
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0]
+    inverse = EtaDDIMInverseScheduler(set_alpha_to_one=False)
+    inverse.betas.mul_(0.5)
+    assert inverse.initial_alpha_cumprod == inverse.alphas_cumprod[0] > 0.9999
+    scheduler.timesteps[0] = 998  # where no grid was set, a written one is one
+    assert scheduler.num_inference_steps == 1000
+
+
+def test_refused_values_can_be_read_and_mended():
+    scheduler = EtaDDIMScheduler()
+    bars = scheduler.alphas_cumprod.clone()
+    scheduler.alphas_cumprod[500] = 2.0
+    for _ in range(2):
+        assert scheduler.alphas_cumprod[500] == 2.0
+    for k in range(1000):  # element by element: what stands between is refused, and not used
+        scheduler.alphas_cumprod[k] = bars[k] ** 2
+    assert max(relative_error(scheduler).values()) < 1e-4
+
+
+def test_compiled_code_reads_without_a_break():
+    torch._dynamo.reset()
+    scheduler = EtaDDIMScheduler()
+    read = torch.compile(
+        lambda t: scheduler.alphas_cumprod[t] + scheduler.timesteps[0], fullgraph=True, backend="eager"
+    )
+    for steps in (4, 5):
+        scheduler.set_timesteps(steps)
+        expected = scheduler.alphas_cumprod[7] + scheduler.timesteps[0]
+        assert (read(torch.tensor([7])) - expected).abs().max() < 1e-5
+
+
+def test_written_parameter_gets_a_gradient_from_add_noise():
+    gradients, samples = [], torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    for cls in (DDIMScheduler, EtaDDIMScheduler):
+        scheduler = cls()
+        scheduler.alphas_cumprod = bars = torch.nn.Parameter(scheduler.alphas_cumprod.clone())
+        assert scheduler.alphas_cumprod is bars
+        for use in (scheduler.add_noise, scheduler.add_noise, scheduler.get_velocity):
+            use(*samples, torch.tensor([3, 500, 900])).square().sum().backward()
+        gradients.append(bars.grad)
+    assert gradients[0][[3, 500, 900]].abs().min() > 0
+    assert (gradients[1] / gradients[0])[[3, 500, 900]].sub(1).abs().max() < 1e-3
+    assert gradients[1].count_nonzero() == 3
+    with torch.no_grad():  # as an optimizer
+        bars.mul_(0.9)
+    assert abs(scheduler.add_noise(torch.ones(1), torch.zeros(1), torch.tensor([0])).item() ** 2 - 0.9 * 0.9999) < 1e-6
+
+
+@pytest.mark.parametrize("timesteps", [torch.tensor(3), torch.tensor([3]), torch.tensor([3, 4, 5])])
+def test_sample_without_dimensions(timesteps):
+    x, z = torch.tensor(1.0), torch.tensor(2.0)
+    for name in ("add_noise", "get_velocity"):
+        theirs, ours = (getattr(cls(), name)(x, z, timesteps) for cls in (DDIMScheduler, EtaDDIMScheduler))
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    scheduler = EtaDDIMScheduler()
+    scheduler.set_timesteps(10)
+    assert scheduler.step(x, 900, z).prev_sample.ndim == 0
+    with pytest.raises(ValueError, match="one timestep or one for each of the 1 samples, but hold 2"):
+        scheduler.step(x, torch.tensor([900, 800]), z)
+
+
+# ---------------------------------------------------------------------------------------------------------- subclasses
+
+
+class WithoutSuper(EtaDDIMScheduler):
+    """Sets its tensors as diffusers' schedulers do in their constructors."""
+
+    @register_to_config
+    def __init__(self, num_train_timesteps=1000):
+        self.betas = torch.linspace(1e-4, 0.02, num_train_timesteps)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = self.alphas.cumprod(0)
+        self.final_alpha_cumprod = torch.tensor(1.0)
+        self.num_inference_steps = None
+        self.timesteps = torch.arange(num_train_timesteps).flip(0)
+
+
+class WithSuper(EtaDDIMScheduler):
+    @register_to_config
+    def __init__(self, num_train_timesteps=1000):
+        super().__init__(num_train_timesteps)
+        self.betas = torch.linspace(1e-4, 0.03, num_train_timesteps)
+
+
+def test_subclass_that_does_not_call_our_constructor_is_told_to():
+    scheduler = WithoutSuper()
+    assert (scheduler.alphas + scheduler.betas == 1).all()
+    assert not hasattr(scheduler, "nothing")
+    x = torch.ones(1, 1)
+    for use in (
+        lambda: scheduler.set_timesteps(5),
+        lambda: scheduler.add_noise(x, x, torch.tensor([3])),
+        lambda: scheduler.previous_timestep(3),
+    ):
+        with pytest.raises(
+            RuntimeError, match=r"`WithoutSuper.__init__` must call `super\(\).__init__`.*or write `betas`"
+        ):
+            use()
+    assert max(relative_error(WithSuper()).values()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["_get_variance", "previous_timestep"])
+@pytest.mark.parametrize("base", [EtaDDIMScheduler, EtaDDIMInverseScheduler])
+def test_override_that_would_reach_no_step_is_refused(base, name):
+    with pytest.raises(TypeError, match=f"`{name}` of Mine would change no step"):
+        type("Mine", (base,), {name: lambda self, *args: 0})

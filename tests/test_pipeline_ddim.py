@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMInverseScheduler,
     DDIMParallelScheduler,
     DDIMPipeline,
     DDIMScheduler,
@@ -102,11 +103,55 @@ def test_scheduler_of_diffusers_is_converted(unet, scheduler_class, caplog):
     assert "samples with EtaDDIMScheduler instead" in caplog.text
 
 
-def test_inverse_scheduler_is_converted(unet):
-    inverse = EtaDDIMInverseScheduler(timestep_spacing="trailing")
-    scheduler = EtaDDIMPipeline(unet=unet, scheduler=inverse).scheduler
-    assert type(scheduler) is EtaDDIMScheduler
-    assert scheduler.config.timestep_spacing == "trailing"
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scheduler", EtaDDIMInverseScheduler, "must be an object .* is the class EtaDDIMInverseScheduler itself"),
+        ("scheduler", DDPMScheduler, "must be an object .* is the class DDPMScheduler itself"),
+        ("scheduler", None, "must be an object .* is a NoneType"),
+        ("scheduler", EtaDDIMInverseScheduler(), "must go towards the image, but is a EtaDDIMInverseScheduler"),
+        ("scheduler", DDIMInverseScheduler(), "must go towards the image, but is a DDIMInverseScheduler"),
+        ("unet", UNet2DModel, "must be a UNet2DModel, .* is the class UNet2DModel itself"),
+        ("unet", torch.nn.DataParallel(torch.nn.Linear(1, 1)), "must not be a DataParallel: .* `unet.module`"),
+        ("unet", torch.nn.Linear(1, 1), "must be a UNet2DModel, .* is a Linear"),
+        ("unet", 5, "must be a UNet2DModel, .* is a int"),
+    ],
+)
+def test_component_of_another_kind_is_refused_when_made_and_when_assigned(pipeline, name, value, message):
+    components = pipeline.components
+    with pytest.raises(TypeError, match=f"`{name}` {message}"):
+        EtaDDIMPipeline(**{**components, name: value})
+    with pytest.raises(TypeError, match=f"`{name}` {message}"):
+        setattr(pipeline, name, value)
+    assert pipeline.components == components
+    assert pipeline.config[name][1] == type(components[name]).__name__
+
+
+def test_what_others_cannot_load_is_said_when_it_is_saved(unet, tmp_path, caplog):
+    pipe = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler())
+    with caplog.at_level(logging.WARNING):
+        for scheduler in (EtaDDIMScheduler(), DDIMScheduler(), ForeignWithEta()):
+            pipe.scheduler = scheduler
+            pipe.save_pretrained(tmp_path / "model")
+        assert not caplog.text
+        pipe.scheduler = DDPMScheduler()
+        pipe.save_pretrained(tmp_path / "model")
+    assert (
+        "`scheduler` is a DDPMScheduler, which takes no eta: what is saved loads only where the package" in caplog.text
+    )
+    assert type(EtaDDIMPipeline.from_pretrained(tmp_path / "model").scheduler) is EtaDDIMScheduler
+
+
+def test_wrapped_network_is_not_half_saved(unet, tmp_path):
+    try:
+        pipe = EtaDDIMPipeline(unet=in_ddp(unet, tmp_path), scheduler=EtaDDIMScheduler())
+        with pytest.raises(TypeError, match=r"`unet` is a DistributedDataParallel, .* `pipe.unet.module` for DDP"):
+            pipe.save_pretrained(tmp_path / "model")
+        assert not (tmp_path / "model").exists()
+        pipe.unet = pipe.unet.module
+        pipe.save_pretrained(tmp_path / "model")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_repository_of_ddim_pipeline_has_as_many_steps_as_asked_for(unet, tmp_path):
@@ -139,12 +184,6 @@ def test_network_of_another_kind_is_refused(network_class, settings, is_compiled
     network = network_class(**settings)
     network = torch.compile(network) if is_compiled else network
     with pytest.raises(TypeError, match=f"`unet` must be a UNet2DModel, .* but is a {network_class.__name__}"):
-        EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler())
-
-
-@pytest.mark.parametrize("network", ["unet", torch.nn.Linear(2, 2), 5])
-def test_no_network_is_refused(network):
-    with pytest.raises(TypeError, match="`unet` must be a UNet2DModel"):
         EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler())
 
 
