@@ -63,16 +63,15 @@ class StepTable:
     """The rows of all steps, in float64, on the host and on a device. It never changes: a new grid has a new one."""
 
     def __init__(self, rows: Row, device: str | torch.device | None):
-        columns = np.array(rows)  # (7, T)
-        self.array = np.ascontiguousarray(columns.T)
-        self.tensor = to_device(torch.from_numpy(columns), device)
+        self.array = np.array(rows)  # (7, T)
+        self.tensor = to_device(torch.from_numpy(self.array), device)
         # for training, which asks for many rows at a time
-        self.path32 = to_device(torch.from_numpy(columns[:2].astype(np.float32)), device)
-        self.length = len(self.array)
+        self.path32 = to_device(torch.from_numpy(self.array[:2].astype(np.float32)), device)
+        self.length = self.array.shape[1]
 
     def row(self, index: int) -> Row:
         """A row of floats."""
-        return Row(*self.array[index].tolist())
+        return Row(*self.array[:, index].tolist())
 
     def rows(self, indices: torch.Tensor, sample: torch.Tensor) -> Row:
         """Rows as tensors of shape (n, 1, ...) with the sample's dimensions, on its device."""
@@ -90,12 +89,13 @@ class StepTable:
         return alpha_t, sigma_t
 
     def _on(self, device: torch.device) -> torch.Tensor:
-        return self.tensor if self.tensor.device == device else to_device(torch.from_numpy(self.array.T), device)
+        return self.tensor if self.tensor.device == device else to_device(torch.from_numpy(self.array), device)
 
     @staticmethod
     def _select(columns: torch.Tensor, indices: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
-        indices, shape = to_device(indices, sample.device), (-1, *(1,) * (sample.ndim - 1))
-        return [column.index_select(0, indices).view(shape) for column in columns.unbind(0)]
+        indices = to_device(indices, sample.device).expand(len(columns), -1)
+        selected = columns.gather(1, indices)  # of the ways to select columns the fastest
+        return [*selected.view(len(columns), -1, *(1,) * (sample.ndim - 1)).unbind(0)]
 
 
 class EtaSteps:
