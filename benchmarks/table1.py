@@ -139,6 +139,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         if reference_features is None:
             reference = load_images(args.reference, like=images)
             held_out = shuffled(load_images(args.held_out, like=images))[: args.num_images]
+            if min(len(reference), len(held_out)) <= network.num_features:
+                raise ValueError(
+                    f"`reference` and `held_out` must hold more than {network.num_features} images, but hold "
+                    f"{len(reference)} and {len(held_out)}."
+                )
             reference_features = extract_features(reference, network)
             results["reference"] = len(reference)
             results["floor"] = scores(extract_features(held_out, network), reference_features)._asdict()

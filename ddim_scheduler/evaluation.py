@@ -182,7 +182,7 @@ def extract_features(images: torch.Tensor, network: FeatureNetwork, batch_size: 
     The features of images.
 
     Args:
-        images: uint8 (N, C, H, W), gray or colour, more than there are features.
+        images: uint8 (N, C, H, W), gray or colour.
         network: What computes them, on the device where it is.
         batch_size: Images at once.
 
@@ -190,13 +190,8 @@ def extract_features(images: torch.Tensor, network: FeatureNetwork, batch_size: 
         float64 (N, D) on the CPU.
 
     Raises:
-        ValueError: If there are not more images than features, too few for a covariance, or of too many channels.
+        ValueError: If there are too many channels.
     """
-    if len(images) <= network.num_features:
-        raise ValueError(
-            f"The covariance of {network.num_features} features needs more than {network.num_features} images, but "
-            f"these are {len(images)}."
-        )
     if isinstance(network.module, DigitClassifier) and images.shape[1] != 1:
         raise ValueError(f"`features` 'digits' needs gray images, but these have {images.shape[1]} channels.")
     device = next(network.module.parameters()).device
@@ -252,14 +247,14 @@ class DigitClassifier(nn.Module):
 
 
 class Scores(NamedTuple):
-    """How far a set of images is from the reference."""
+    """How far a set of images is from the reference; None where one of the two is too small for a figure."""
 
     num_images: int
-    frechet: float
-    kernel: float  # mean over random subsets
-    kernel_std: float
-    precision: float  # part of the images that lie in the neighbourhood of a real one
-    coverage: float  # part of the real ones with an image in their neighbourhood
+    frechet: float | None
+    kernel: float | None  # mean over random subsets
+    kernel_std: float | None
+    precision: float | None  # part of the images that lie in the neighbourhood of a real one
+    coverage: float | None  # part of the real ones with an image in their neighbourhood
 
 
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
@@ -327,13 +322,29 @@ def precision_and_coverage(features: torch.Tensor, reference: torch.Tensor) -> t
 
 
 def scores(features: torch.Tensor, reference: torch.Tensor) -> Scores:
-    """All of the statistics of a set of features (N, D) against those of the reference (M, D)."""
-    return Scores(
-        len(features),
-        frechet_distance(features, reference),
-        *kernel_distance(features, reference),
-        *precision_and_coverage(features, reference),
-    )
+    """
+    The statistics of a set of features (N, D) against those of the reference (M, D), as far as they can be computed.
+    The Fréchet distance needs more than D images in each set, for their covariances, the kernel distance 4 in each,
+    precision and coverage 6 in the reference.
+    """
+    smaller = min(len(features), len(reference))
+    kernel = kernel_distance(features, reference) if smaller >= 4 else (None, None)
+    nearest = precision_and_coverage(features, reference) if len(reference) > NUM_NEIGHBOURS else (None, None)
+    frechet = frechet_distance(features, reference) if smaller > features.shape[1] else None
+    return Scores(len(features), frechet, *kernel, *nearest)
+
+
+def why_missing(row: Scores, num_reference: int, num_features: int) -> str | None:
+    """What `scores` did not compute against so many real images, and why; None if nothing is missing."""
+    if None not in row:
+        return None
+    missing = {
+        "Fréchet distance": (row.frechet, num_features + 1, "of each"),
+        "kernel distance": (row.kernel, 4, "of each"),
+    }
+    missing["precision and coverage"] = (row.precision, NUM_NEIGHBOURS + 1, "real ones")
+    needs = [f"{name} (needs {least} {which})" for name, (value, least, which) in missing.items() if value is None]
+    return f"Not computed of {row.num_images} images and {num_reference} real ones: {', '.join(needs)}."
 
 
 def _given(num_features: int) -> nn.Module:

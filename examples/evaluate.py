@@ -8,6 +8,7 @@ Compares generated images with real ones: Fréchet and kernel distance, precisio
 
 Every table has a row for real images that are not in the reference. That is the floor: no generator is expected below
 it. Fréchet distances fall with the number of images, so compare rows of equal numbers only, and of the same features.
+What too few images give no figure of is a dash, with the reason below.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from ddim_scheduler.evaluation import (
     load_network,
     scores,
     shuffled,
+    why_missing,
 )
 
 
@@ -70,6 +72,9 @@ def main(argv: list[str] | None = None) -> list[Scores]:
     print("| | images | Fréchet | kernel x 1000 | precision | coverage |\n|---|---|---|---|---|---|")
     for name, row in zip((args.images, "floor: other real images"), rows, strict=True):
         print(f"| {name} | {row.num_images} | {format_scores(row)} |")
+    for reason in dict.fromkeys(why_missing(row, len(reference), network.num_features) for row in rows):
+        if reason is not None:
+            print(f"\n{reason}")
     if rows[1].num_images < rows[0].num_images:
         print(f"\nThe floor is that of fewer images, so it is too high; see --num_images {rows[1].num_images}.")
     if args.json is not None:
@@ -78,8 +83,12 @@ def main(argv: list[str] | None = None) -> list[Scores]:
 
 
 def format_scores(row: Scores) -> str:
-    kernel = f"{1000 * row.kernel:.2f} ± {1000 * row.kernel_std:.2f}"
-    return f"{row.frechet:.3g} | {kernel} | {row.precision:.3f} | {row.coverage:.3f}"
+    frechet = "-" if row.frechet is None else f"{row.frechet:.3g}"
+    kernel = "-"
+    if row.kernel is not None and row.kernel_std is not None:
+        kernel = f"{1000 * row.kernel:.2f} ± {1000 * row.kernel_std:.2f}"
+    nearest = ["-" if value is None else f"{value:.3f}" for value in (row.precision, row.coverage)]
+    return " | ".join((frechet, kernel, *nearest))
 
 
 if __name__ == "__main__":

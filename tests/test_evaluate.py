@@ -220,8 +220,6 @@ def test_features_do_not_depend_on_the_batch(real_folder, classifier_file, recor
 
 def test_features_refuse(classifier_file, tmp_path):
     network = evaluation.load_network("digits", classifier_file)
-    with pytest.raises(ValueError, match="more than 32 images, but these are 32"):
-        evaluation.extract_features(torch.zeros(32, 1, 8, 8, dtype=torch.uint8), network)
     with pytest.raises(ValueError, match="gray images, but these have 3 channels"):
         evaluation.extract_features(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), network)
     with pytest.raises(ValueError, match="needs weights"):
@@ -280,6 +278,33 @@ def test_evaluate_prints_the_floor_beside_the_figures(real_folder, classifier_fi
     one = save_images(tmp_path / "one", np.zeros((1, 20, 20), np.uint8))
     with pytest.raises(ValueError, match="holds one image"):
         evaluate.main([str(dark), "--reference", str(one), *options])
+
+
+@pytest.mark.parametrize(
+    ("number", "printed"),
+    [
+        (32, ["Fréchet distance (needs 33 of each)."]),
+        (5, ["Fréchet distance (needs 33 of each), precision and coverage (needs 6 real ones)."]),
+        (3, ["kernel distance (needs 4 of each), precision and coverage (needs 6 real ones)."]),
+    ],
+)
+def test_small_sets_get_the_figures_that_they_allow(number, printed, classifier_file, tmp_path, capsys):
+    """A figure that is there is that of the same sets where all can be computed; the others are named."""
+    rng = np.random.default_rng(2)
+    images = rng.integers(256, size=(number, 20, 20), dtype=np.uint8)
+    folder = save_images(tmp_path / "images", images)
+    options = ["--features", "digits", "--weights", str(classifier_file), "--device", "cpu"]
+    row, floor = evaluate.main([str(folder), "--reference", str(folder), "--held_out", str(folder), *options])
+    assert (row.frechet, floor.frechet) == (None, None)
+    assert (row.kernel is None) == (number < 4)
+    if number > 5:
+        assert (row.precision, row.coverage) == (1, 1)
+    else:
+        assert (row.precision, row.coverage) == (None, None)
+    output = capsys.readouterr().out
+    assert f"Not computed of {number} images and {number} real ones: " in output
+    for text in printed:
+        assert text in output
 
 
 @pytest.mark.parametrize(

@@ -357,23 +357,30 @@ def test_evaluation_changes_nothing_else(tmp_path, classifier_file):
     assert [line for line in losses(resumed) if "eval/frechet" in line] == [evaluated[2], evaluated[5]]
 
 
+def test_evaluation_of_few_images_is_the_kernel_distance(image_folder, tmp_path, classifier_file, caplog):
+    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--max_train_steps", 1)
+    common += ("--eval_every", 1, "--eval_features", "digits", "--eval_weights", classifier_file)
+    train(*common, "--eval_num_images", 8)
+    assert "32 features need more images, but `eval_num_images` is 8 and 16 images are trained on" in caplog.text
+    assert [[*line][1:] for line in losses(tmp_path / "model") if "loss" not in line] == [["eval/kernel"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--eval_num_images", 32), "more than 32 images, but `eval_num_images` is 32 and 40 images are trained on"),
-        (("--train_data_dir", "{few}"), "`eval_num_images` is 2500 and 16 images are trained on"),
+        (("--eval_num_images", 3), "needs 4 images for the kernel distance, but `eval_num_images` is 3 and 40 images"),
         (("--channels", 3), "'digits' needs gray images, but these have 3 channels"),
         (("--channels", 4), "`eval_every` needs gray or colour images, but these have 4 channels"),
         (("--eval_weights", __file__), "`eval_features` 'digits' cannot be loaded"),
     ],
 )
-def test_evaluation_that_cannot_be_is_refused(image_folder, tmp_path, classifier_file, arguments, message):
+def test_evaluation_that_cannot_be_is_refused(tmp_path, classifier_file, arguments, message):
     (tmp_path / "images").mkdir()
     write_images(tmp_path / "images", 40)
     common = ("--train_data_dir", tmp_path / "images", "--output_dir", tmp_path / "model", "--eval_every", 1)
     common += ("--eval_features", "digits", "--eval_weights", classifier_file)
     with pytest.raises(ValueError, match=message):
-        train(*common, *(str(argument).format(few=image_folder) for argument in arguments))
+        train(*common, *arguments)
     assert not (tmp_path / "model").exists()
 
 

@@ -180,8 +180,8 @@ def _add_output(parser: argparse.ArgumentParser):
 def _add_evaluation(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("evaluation (as by evaluate.py, against the training images)")
     group.add_argument("--eval_every", type=int, help="optimizer steps between evaluations; the last is at the end")
-    group.add_argument("--eval_num_images", type=int, default=2500, help="images to generate, more than features")
-    group.add_argument("--eval_features", default="inception", choices=FEATURES, help="2048, 1280 or 32 features")
+    group.add_argument("--eval_num_images", type=int, default=2500, help="images to generate")
+    group.add_argument("--eval_features", default="inception", choices=FEATURES, help="of 2048, 1280 or 32 numbers")
     group.add_argument("--eval_weights", help="file of the feature network's weights; 'digits' needs it")
 
 

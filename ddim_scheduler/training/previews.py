@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
 
@@ -18,6 +19,8 @@ from ..command_line import import_extra
 from ..evaluation import extract_features, frechet_distance, kernel_distance, load_network
 from ..generation import PICTURE_CHANNELS, picture_grid
 from .images import ImageDataset
+
+logger = get_logger(__name__, log_level="INFO")
 
 
 @contextlib.contextmanager
@@ -134,11 +137,11 @@ def distances_to(
         device: Where features are computed.
 
     Returns:
-        A function from generated images, uint8 (N, C, H, W), to their `eval/frechet` and `eval/kernel` distances.
+        A function from generated images, uint8 (N, C, H, W), to their `eval/frechet` and `eval/kernel` distances, the
+        latter alone where there are not more images, or training images, than features.
 
     Raises:
-        ValueError: If a package or the weights are missing, or there are too few images or wrong channels for these
-            features.
+        ValueError: If a package or the weights are missing, or there are fewer than 4 images or wrong channels.
     """
     try:
         import_extra("torchmetrics", "eval")
@@ -151,10 +154,14 @@ def distances_to(
             network = load_network(eval_features, eval_weights, device)
     except Exception as error:
         raise ValueError(f"`eval_features` {eval_features!r} cannot be loaded: {error}") from error
-    if min(eval_num_images, len(dataset)) <= network.num_features:
-        raise ValueError(
-            f"`eval_features` {eval_features!r} needs more than {network.num_features} images, but "
-            f"`eval_num_images` is {eval_num_images} and {len(dataset)} images are trained on."
+    counts = f"`eval_num_images` is {eval_num_images} and {len(dataset)} images are trained on"
+    smaller = min(eval_num_images, len(dataset))
+    if smaller < 4:
+        raise ValueError(f"`eval_every` needs 4 images for the kernel distance, but {counts}.")
+    if smaller <= network.num_features:
+        logger.warning(
+            f"No Fréchet distance, the kernel distance alone: {network.num_features} features need more images, but "
+            f"{counts}."
         )
     images = torch.stack(
         [((image + 1) * 127.5).round().byte() for image, _ in map(dataset.__getitem__, range(len(dataset)))]
@@ -163,7 +170,7 @@ def distances_to(
 
     def distances(images: torch.Tensor) -> dict[str, float]:
         features = extract_features(images, network)
-        kernel, _ = kernel_distance(features, reference)
-        return {"eval/frechet": frechet_distance(features, reference), "eval/kernel": kernel}
+        found = {} if smaller <= network.num_features else {"eval/frechet": frechet_distance(features, reference)}
+        return {**found, "eval/kernel": kernel_distance(features, reference)[0]}
 
     return distances
