@@ -104,10 +104,11 @@ class DiscretePath(LiveAttributes, EtaSteps):
         """Row t holds the step from t to the one before it."""
         log_t, alpha_t, sigma_t = (level[:-1] for level in levels)
         log_s, alpha_s, sigma_s = (level[prev_timesteps] for level in levels)
-        fresh_std = np.sqrt(-np.expm1(log_t - log_s))
+        log_ratio = log_t - log_s
+        fresh_std = np.sqrt(-np.expm1(log_ratio))
         ratio = sigma_s / sigma_t
         std = ratio * fresh_std
-        direction = alpha_t / alpha_s * sigma_s * ratio
+        direction = np.exp(log_ratio / 2) * sigma_s * ratio  # alpha_t / alpha_s may be 0 / 0
         return StepTable(Row(alpha_t, sigma_t, alpha_s, sigma_s, std, direction, fresh_std), device)
 
     def _take_over(self, name: str, value: Any):

@@ -46,8 +46,8 @@ def test_grid_has_n_decreasing_timesteps_in_range(spacing, num_train_timesteps):
         assert len(timesteps) == n == scheduler.num_inference_steps
         assert (timesteps.diff() < 0).all()
         assert 0 <= timesteps[-1] <= timesteps[0] <= num_train_timesteps - 1
-        successors = [scheduler.previous_timestep(t) for t in timesteps]
-        assert successors == [*timesteps[1:].tolist(), -1]
+        grid = timesteps.tolist()  # one of tensors takes many times as long; they are tried elsewhere
+        assert [scheduler.previous_timestep(t) for t in grid] == [*grid[1:], -1]
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -122,7 +122,7 @@ def test_point_mass_is_returned(spacing, prediction_type, eta, record_property):
     # |x_T| <= 1/2: one step from t = 999 divides the float32 rounding of epsilon itself by alpha_t = 0.006
     start, data = randn(2, 3, 4, 4).clamp(-0.5, 0.5), randn(2, 3, 4, 4, seed=1, dtype=torch.float64).clamp(-1, 1)
     scheduler = EtaDDIMScheduler(timestep_spacing=spacing, prediction_type=prediction_type, clip_sample=False)
-    for n in (1, 2, 3, 7, 10, 50, 61, 103, 999, 1000):
+    for n in (1, 2, 3, 7, 10, 50, 61, 103, 1000 if eta else 999):
         scheduler.set_timesteps(n)
         generator = torch.Generator().manual_seed(2)
         result = exact.sample(
@@ -272,7 +272,7 @@ def test_finite_for_every_schedule_spacing_step_count_and_eta(beta_schedule, res
             prediction_type="v_prediction",
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        for n in range(1, 201):
+        for n in (*range(1, 21), 50, 61, 103, 150, 199, 200):
             scheduler.set_timesteps(n)
             x = torch.ones(n, 1)  # one sample for each timestep
             for eta in (0.0, 0.2, 0.5, 1.0):
