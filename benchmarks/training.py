@@ -152,13 +152,13 @@ def minimal_loop(arguments: list[str], warm_up: int, steps: int) -> float:
     args = parse_args(arguments)
     accelerator = Accelerator(mixed_precision="no")
     images = ImagesFromFiles(args)
-    unet = train_unconditional.load_unet(args, images.channels, None, accelerator.device)
+    noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
+    unet = train_unconditional.load_unet(args, images.channels, None, noise_scheduler, accelerator.device)
     ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     ema.to(accelerator.device)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     loader = torch.utils.data.DataLoader(images, args.train_batch_size, shuffle=True, drop_last=True)
     unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
-    noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
     step, start = 0, 0.0
     while True:
         for clean in loader:

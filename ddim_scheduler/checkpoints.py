@@ -1,9 +1,11 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Weights of the official DDIM and DDPM PyTorch code (ermongroup/ddim, pesser/pytorch_diffusion) as a diffusers pipeline.
+Published weights as a diffusers pipeline: of the official DDIM and DDPM PyTorch code (ermongroup/ddim,
+pesser/pytorch_diffusion), and of openai/guided-diffusion.
 
     python -m ddim_scheduler.checkpoints model-790000.ckpt outputs/cifar10 --config cifar10
+    python -m ddim_scheduler.checkpoints 64x64_diffusion.pt outputs/imagenet64 --config imagenet64
 
 It is not imported with the package: `from ddim_scheduler.checkpoints import load_official_checkpoint`.
 """
@@ -11,13 +13,14 @@ It is not imported with the package: `from ddim_scheduler.checkpoints import loa
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 
-from . import EtaDDIMPipeline, EtaDDIMScheduler
+from . import EtaDDIMPipeline, EtaDDIMScheduler, guided_diffusion
 from .validation import check_bool, check_integer, check_number
 
 REQUIRED = ("ch", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "in_channels", "resolution")
@@ -95,12 +98,52 @@ def load_official_checkpoint(
         beta_end=settings["beta_end"],
         clip_sample=False,
     )
-    weights = _read_weights(path, ema)
-    with torch.device("meta"):  # no memory and no random numbers are spent on weights that will be replaced
-        unet = UNet2DModel(**_unet_arguments(settings))
-    converted = _convert(weights, unet, f"`path` {str(path)!r} does not fit `config` {config!r}")
-    unet.to_empty(device="cpu").load_state_dict(converted)
-    return EtaDDIMPipeline(unet=unet.eval(), scheduler=scheduler)
+    num_levels = len(settings["ch_mult"])
+    unet = _convert(
+        _read_weights(path, ema),
+        _unet_arguments(settings),
+        lambda key: official_key(key, num_levels),
+        2,
+        f"`path` {str(path)!r} does not fit `config` {config!r}",
+    )
+    return EtaDDIMPipeline(unet=unet, scheduler=scheduler)
+
+
+def load_guided_diffusion_checkpoint(path: str | os.PathLike, config: str | dict[str, Any]) -> EtaDDIMPipeline:
+    """
+    Loads a checkpoint of openai/guided-diffusion into a pipeline; its `unet` is a `UNet2DModel`, float32, in eval mode.
+
+    The scheduler has the betas of the model, predicts epsilon, and clips x_0 as that code does. A learned variance is
+    read from the network's second half. The classifiers of that code are other networks, and are not read.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            A file that `torch.save` wrote: a state dict. Only tensors and plain containers are read.
+        config (`str` or `dict`):
+            `"imagenet64"`, `"imagenet256"`, `"imagenet256-uncond"` or `"lsun256"` (bedroom, cat, horse), or that code's
+            flags by their names: `image_size`, `num_channels`, `num_res_blocks`, `attention_resolutions` (heights, as
+            `[32, 16, 8]`) and those that differ from `guided_diffusion.DEFAULTS`.
+
+    Raises:
+        ValueError, TypeError: As of `load_official_checkpoint`; and if UNet2DModel cannot compute the network, as that
+            of 128x128, whose heads differ, and that of 512x512, whose first level is narrower than its time embedding.
+            The message names the layer.
+    """
+    if isinstance(config, str) and config not in guided_diffusion.CONFIGS:
+        raise ValueError(f"`config` must be one of {(*guided_diffusion.CONFIGS,)} or a dictionary, but is {config!r}.")
+    named = guided_diffusion.CONFIGS[config] if isinstance(config, str) else config
+    if not isinstance(named, dict):
+        raise TypeError(f"`config` must be a name or a dictionary of guided-diffusion's flags, but is {config!r}.")
+    settings = guided_diffusion.check_settings(named)
+    scheduler = EtaDDIMScheduler(**guided_diffusion.scheduler_arguments(settings))
+    unet = _convert(
+        guided_diffusion.split_attention(_read_weights(path, ema=True), settings),
+        guided_diffusion.unet_arguments(settings),
+        lambda key: guided_diffusion.guided_key(key, settings),
+        1,
+        f"`path` {str(path)!r} does not fit `config` {config!r}",
+    )
+    return EtaDDIMPipeline(unet=unet, scheduler=scheduler)
 
 
 def official_key(key: str, num_levels: int) -> str:
@@ -191,6 +234,8 @@ def _read_weights(path: str | os.PathLike, ema: bool) -> dict[str, torch.Tensor]
             "or holds more than tensors and plain containers, which could run code."
         ) from None
 
+    if isinstance(states, dict):
+        _refuse_lucidrains(states, path)
     weights = states
     if isinstance(states, list | tuple):
         if len(states) not in (4, 5):
@@ -211,14 +256,41 @@ def _read_weights(path: str | os.PathLike, ema: bool) -> dict[str, torch.Tensor]
     return weights
 
 
-def _convert(weights: dict[str, torch.Tensor], unet: UNet2DModel, misfit: str) -> dict[str, torch.Tensor]:
-    """The official weights under the names and with the shapes of `unet`; `misfit` begins the message of an error."""
-    num_levels = len(unet.config.block_out_channels)
+def _refuse_lucidrains(states: dict[str, Any], path: str | os.PathLike):
+    """Says why a checkpoint of denoising_diffusion_pytorch is none for a UNet2DModel."""
+    parts = [states, *(part for part in states.values() if isinstance(part, dict))]
+    for name, weight in [item for part in parts for item in part.items()]:
+        if isinstance(name, str) and name.endswith("init_conv.weight"):
+            raise ValueError(
+                f"`path` {str(path)!r} holds a network of denoising_diffusion_pytorch, which a UNet2DModel cannot "
+                f"compute: its first layer, {name!r}, is a convolution of {(*weight.shape[2:],)} pixels, not of (3, 3)."
+            )
+
+
+def _convert(
+    weights: dict[str, torch.Tensor],
+    arguments: dict[str, Any],
+    name_of: Callable[[str], str],
+    convolution_dims: int,
+    misfit: str,
+) -> UNet2DModel:
+    """
+    The UNet2DModel of some arguments with weights of another network.
+
+    Args:
+        weights: By their own names.
+        arguments: Of the UNet2DModel.
+        name_of: From the name of a weight of the UNet2DModel to the other one.
+        convolution_dims: Of the convolutions of one pixel that are in attention there what matrices are here.
+        misfit: Begins the message of an error.
+    """
+    with torch.device("meta"):  # no memory and no random numbers are spent on weights that will be replaced
+        unet = UNet2DModel(**arguments)
     converted, missing, wrong, extra = {}, [], [], dict(weights)
     for key, target in unet.state_dict().items():
-        name = official_key(key, num_levels)
-        # the official attention projects by 1x1 convolutions, UNet2DModel's by matrices
-        shape = (*target.shape, 1, 1) if ".attn" in name and target.ndim == 2 else (*target.shape,)
+        name = name_of(key)
+        is_projection = ".attentions." in key and target.ndim == 2
+        shape = (*target.shape, *(1,) * convolution_dims) if is_projection else (*target.shape,)
         weight = extra.pop(name, None)
         if weight is None:
             missing.append(name)
@@ -231,30 +303,40 @@ def _convert(weights: dict[str, torch.Tensor], unet: UNet2DModel, misfit: str) -
         counts = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items() if names)
         lists = "".join(f"\n{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
         raise ValueError(f"{misfit}: {counts}.{lists}")
-    return converted
+    unet.to_empty(device="cpu").load_state_dict(converted)
+    return unet.eval()
 
 
 def main(argv: list[str] | None = None) -> Path:
     """Converts a checkpoint and returns the folder of the pipeline."""
     parser = argparse.ArgumentParser(
         prog="python -m ddim_scheduler.checkpoints",
-        description="Convert a checkpoint of the official DDIM or DDPM PyTorch code to a folder with a pipeline.",
+        description="Convert a checkpoint of the official DDIM or DDPM PyTorch code, or of guided-diffusion, to a "
+        "folder with a pipeline.",
     )
     parser.add_argument("checkpoint", help="file with a state dict, or with the list that the training code writes")
     parser.add_argument("output_dir", type=Path, help="folder to write, new or empty")
-    parser.add_argument("--config", required=True, help=f"{', '.join(OFFICIAL_CONFIGS)}, or a JSON file of settings")
+    names = (*OFFICIAL_CONFIGS, *guided_diffusion.CONFIGS)
+    parser.add_argument("--config", required=True, help=f"{', '.join(names)}, or a JSON file of settings")
     parser.add_argument("--no_ema", action="store_true", help="take the weights of the model, not the averaged ones")
     args = parser.parse_args(argv)
     if args.output_dir.exists() and (not args.output_dir.is_dir() or any(args.output_dir.iterdir())):
         parser.error(f"output_dir must be a new or an empty folder, but is {args.output_dir}")
     config = args.config
-    if config not in OFFICIAL_CONFIGS:
+    if config not in names:
         try:
             config = json.loads(Path(config).read_text())
         except (OSError, ValueError) as error:
-            parser.error(f"--config must be one of {(*OFFICIAL_CONFIGS,)} or a JSON file, but is {config}: {error}")
+            parser.error(f"--config must be one of {names} or a JSON file, but is {config}: {error}")
+    if not isinstance(config, str | dict):
+        parser.error(f"`config` must be a dictionary of settings, but {args.config} holds {config!r:.80}")
+    is_guided = config in guided_diffusion.CONFIGS if isinstance(config, str) else "num_channels" in config
     try:
-        load_official_checkpoint(args.checkpoint, config, ema=not args.no_ema).save_pretrained(args.output_dir)
+        if is_guided:
+            pipeline = load_guided_diffusion_checkpoint(args.checkpoint, config)
+        else:
+            pipeline = load_official_checkpoint(args.checkpoint, config, ema=not args.no_ema)
+        pipeline.save_pretrained(args.output_dir)
     except (ValueError, TypeError, OSError) as error:
         parser.error(str(error))
     print(f"The pipeline is {args.output_dir.resolve()}")

@@ -9,9 +9,11 @@ from typing import Any
 
 
 def run(main: Callable[[], Any]):
-    """Runs the `main` of a command, and ends with `error: ...` instead of a traceback where its input is at fault."""
+    """Runs the `main` of a command, and ends without a traceback: `error: ...` if its input is at fault, or Ctrl-C."""
     try:
         main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (ImportError, NotImplementedError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
 
@@ -40,3 +42,21 @@ def launched_as() -> list[str]:
     if spec is not None and spec.origin == sys.argv[0]:
         return ["-m", spec.name.removesuffix(".__main__")]
     return sys.argv[:1]
+
+
+def started_by() -> list[str]:
+    """
+    What a shell was given to start this process, up to the arguments of the script: `accelerate launch`, `torchrun` or
+    another launcher with its options if it was given the same arguments, else Python.
+    """
+    arguments = sys.argv[1:]
+    commands = [sys.orig_argv]
+    try:
+        launcher = import_extra("psutil", "train").Process().parent()
+        commands.insert(0, [] if launcher is None else launcher.cmdline())
+    except Exception:  # no psutil, or a process of another user
+        pass
+    for command in commands:
+        if arguments and command[-len(arguments) :] == arguments:
+            return command[: -len(arguments)]
+    return ["python", *launched_as()]

@@ -798,7 +798,7 @@ def test_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
     arguments += ("--max_train_steps", 8, "--checkpointing_steps", 1, "--lr_warmup_steps", 2, "--logging_steps", 1)
     with pytest.raises(ValueError, match=r"The loss is nan at step .* `learning_rate` 1e\+30.*checkpoint-1'"):
         train(*arguments, "--learning_rate", 1e30)
-    assert not (tmp_path / "model" / "unet").exists()
+    assert all(value.isfinite().all() for value in weights(tmp_path / "model").values())
     assert all(np.isfinite(line["loss"]) for line in losses(tmp_path / "model"))
 
 
@@ -835,8 +835,8 @@ def test_resuming_with_other_classes_or_another_optimizer_is_refused(image_folde
     common = ("--train_data_dir", folder, "--output_dir", tmp_path / "model", "--logger", "none", "--class_conditional")
     train(*common, "--max_train_steps", 1)
     resumed = ("--max_train_steps", 2, "--resume_from_checkpoint", "latest")
-    with pytest.raises(ValueError, match=r"`learning_rate` is 0\.5, but 0\.001"):
-        train(*common, *resumed, "--learning_rate", 0.5)
+    with pytest.raises(ValueError, match=r"`adam_beta1` is 0\.5, but 0\.95"):
+        train(*common, *resumed, "--adam_beta1", 0.5)
     (folder / "0").rename(folder / "z")
     with pytest.raises(ValueError, match=r"`class_names` is \['1', 'z'\], but \['0', '1'\]"):
         train(*common, *resumed)

@@ -8,6 +8,7 @@ run continues on the same images and the same noise as one that was not interrup
 processes together, so that their number changes nothing either.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from accelerate import Accelerator, skip_first_batches
 from diffusers.training_utils import compute_snr
 
 from ..scheduling_ddim import EtaDDIMScheduler
+from .signals import ignore_signals
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingBatch(NamedTuple):
@@ -26,6 +30,55 @@ class TrainingBatch(NamedTuple):
     timesteps: torch.Tensor  # t, (B,), in 0..T-1
     target: torch.Tensor  # what the model should return, (B, C, H, W), float32
     is_dropped: torch.Tensor  # whose label is to be replaced by `no class`, (B,), bool
+
+
+def count_batches(num_images: int, global_batch_size: int, gradient_accumulation_steps: int = 1) -> tuple[int, int]:
+    """
+    How many forward passes make an epoch, and how many of them an optimizer step; the last of an epoch may have fewer.
+
+    Args:
+        num_images: Images of an epoch.
+        global_batch_size: Images of a forward pass, over all processes.
+        gradient_accumulation_steps: Forward passes of an optimizer step that were asked for; an epoch may have fewer.
+
+    Raises:
+        ValueError: If there are fewer images than a forward pass takes.
+    """
+    if num_images < global_batch_size:
+        raise ValueError(
+            f"`train_batch_size` over all processes is {global_batch_size}, but there are {num_images} images."
+        )
+    batches_per_epoch = num_images // global_batch_size
+    accumulation = min(gradient_accumulation_steps, batches_per_epoch)
+    if accumulation < gradient_accumulation_steps:
+        logger.warning(
+            f"`gradient_accumulation_steps` is {gradient_accumulation_steps}, but an epoch has {batches_per_epoch} "
+            f"batches: a step sees {accumulation * global_batch_size} images."
+        )
+    return batches_per_epoch, accumulation
+
+
+def make_dataloader(
+    dataset: torch.utils.data.Dataset, batch_size: int, num_workers: int, device: torch.device
+) -> torch.utils.data.DataLoader:
+    """
+    Batches in the order of the data set, which shuffles itself; those at the end that are not full are left out.
+
+    Args:
+        dataset: An `ImageDataset`.
+        batch_size: Images of one process and forward pass.
+        num_workers: Processes that load images; they live as long as this is iterated over.
+        device: Where the images go.
+    """
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size,
+        drop_last=True,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=ignore_signals,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def seeded_batches(

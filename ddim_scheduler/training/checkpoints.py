@@ -25,9 +25,11 @@ SETTINGS = "training_args.json"  # of the run, beside its checkpoints
 FIXED_SETTINGS = (
     *("resolution", "channels", "class_conditional", "model_config_name_or_path", "block_out_channels"),
     *("layers_per_block", "attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule"),
-    *("rescale_betas_zero_snr", "use_ema", "ema_inv_gamma", "ema_power", "ema_max_decay", "learning_rate"),
+    *("rescale_betas_zero_snr", "use_ema", "ema_inv_gamma", "ema_power", "ema_max_decay"),
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "seed", "class_names"),
 )
+# of one start of the run and not of its training
+NOT_OF_THE_TRAINING = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "cache_dir")
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -109,7 +111,8 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | Path |
 
     Args:
         output_dir: The folder of the run.
-        resume_from_checkpoint: A folder named checkpoint-N, or "latest": the newest whole one of `output_dir`.
+        resume_from_checkpoint: A folder named checkpoint-N, its name alone if it is in `output_dir`, or "latest": the
+            newest whole one there.
 
     Raises:
         ValueError: If there is no such checkpoint, it is not whole, or later ones would be mixed with those to come.
@@ -126,9 +129,14 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | Path |
             raise ValueError(f"`resume_from_checkpoint` is 'latest', but no checkpoint in {output_dir} is whole.")
         logger.warning(f"There is no checkpoint in {output_dir} yet: the training starts at step 0.")
         return None
-    path = Path(resume_from_checkpoint)
+    path = Path(output_dir, resume_from_checkpoint)
+    if path.parent != Path(output_dir) or not path.is_dir():
+        path = Path(resume_from_checkpoint)
     if not (path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)):
-        raise ValueError(f"`resume_from_checkpoint` is no folder named checkpoint-N: {path}")
+        there = [other.name for other in list_checkpoints(output_dir)]
+        raise ValueError(
+            f"`resume_from_checkpoint` is no folder named checkpoint-N: {path}. In {output_dir} there are {there}."
+        )
     if not is_whole(path):
         others = [str(other) for other in list_checkpoints(path.parent) if other != path]
         raise ValueError(f"`resume_from_checkpoint` {path} is not whole. Other checkpoints: {others}")
@@ -140,7 +148,9 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | Path |
     return path
 
 
-def check_resumed_settings(checkpoint: Path, settings: Mapping[str, Any], max_train_steps: int):
+def check_resumed_settings(
+    checkpoint: Path, settings: Mapping[str, Any], max_train_steps: int
+) -> dict[str, tuple[Any, Any]]:
     """
     Refuses to continue a run of another model, objective or optimizer, or one that went further.
 
@@ -148,6 +158,9 @@ def check_resumed_settings(checkpoint: Path, settings: Mapping[str, Any], max_tr
         checkpoint: Where the run goes on; the settings it had are in `training_args.json` beside it.
         settings: Those of this run, with all of `FIXED_SETTINGS`, as JSON has them.
         max_train_steps: The last step of this run.
+
+    Returns:
+        What else has changed: names, and the former and the new value.
 
     Raises:
         ValueError: If so, or if the former settings cannot be read.
@@ -159,6 +172,13 @@ def check_resumed_settings(checkpoint: Path, settings: Mapping[str, Any], max_tr
         former = json.loads(record.read_text()) if record.is_file() else {}
     except ValueError as error:
         raise ValueError(f"`resume_from_checkpoint`: {record} cannot be read: {error}") from error
+    changes = {
+        name: (former[name], value)
+        for name, value in settings.items()
+        if name in former and former[name] != value and name not in NOT_OF_THE_TRAINING
+    }
     for name in FIXED_SETTINGS:
-        if name in former and former[name] != settings[name]:
-            raise ValueError(f"`{name}` is {settings[name]!r}, but {former[name]!r} in the run of {checkpoint}.")
+        if name in changes:
+            old, new = changes[name]
+            raise ValueError(f"`{name}` is {new!r}, but {old!r} in the run of {checkpoint}.")
+    return changes

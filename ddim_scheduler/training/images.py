@@ -277,11 +277,17 @@ class ImageDataset(torch.utils.data.Dataset):
         self.notes = self.readers[0].notes
         if cut := sum(tuple(shapes[0][k][1:]) != tuple(resolution) for k in self.indices):
             self.notes["cut to the proportions asked for"] = cut
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # for the processes that load images
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int):
         """Draws the order, the crops and the flips. Called by accelerate at the start of each epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
+        self.epoch.fill_(epoch)
+        self._draw()
+
+    def _draw(self):
+        self.drawn = int(self.epoch)
+        rng = np.random.default_rng((self.seed, self.drawn))
         self.order = rng.permutation(len(self.indices))
         self.draws = rng.random((len(self.indices), 3))
 
@@ -289,6 +295,8 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple:
+        if self.drawn != self.epoch:  # in a process that began in an earlier one
+            self._draw()
         number = self.order[position]
         pictures = self._load(self.indices[number]) if self.images is None else self.images[number]
         (height, width), (top, left, flip) = self.resolution, self.draws[number]

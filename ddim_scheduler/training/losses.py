@@ -15,6 +15,7 @@ from diffusers import UNet2DModel
 
 from .. import EtaDDIMScheduler, image_generators
 from .batches import noised
+from .checkpoints import list_checkpoints
 from .images import ImageDataset
 from .output_folder import write_whole
 
@@ -89,6 +90,20 @@ def validation_losses(
     loss = accelerator.gather(torch.cat(losses))[:number].cpu().numpy()
     timesteps_of_all = np.arange(number) * num_timesteps // number
     return {f"validation_{name}": mean for name, mean in _means(loss, timesteps_of_all, num_timesteps).items()}
+
+
+def check_loss(loss: float, learning_rate: float, output_dir: Path, step: int):
+    """
+    Refuses to go on with a model that is lost.
+
+    Raises:
+        ValueError: If the loss is not finite; the checkpoints before this step are named.
+    """
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"The loss is {loss} at step {step}, with `learning_rate` {learning_rate}. "
+            f"Checkpoints before it: {[str(path) for path in list_checkpoints(output_dir)]}"
+        )
 
 
 def append_to_loss_log(output_dir: Path, step: int, values: dict[str, float]):

@@ -17,7 +17,7 @@ def build_unet(
     *,
     block_out_channels: Sequence[int] = (128, 256, 256, 256),
     layers_per_block: int = 2,
-    attention_resolutions: Sequence[int] = (16,),
+    attention_resolutions: Sequence[int] | None = None,
 ) -> UNet2DModel:
     """
     A UNet with random weights, in the global generator's state.
@@ -29,26 +29,33 @@ def build_unet(
             no class.
         block_out_channels: The widths of the levels, multiples of 8 where there is attention.
         layers_per_block: Residual blocks per level.
-        attention_resolutions: Heights of the maps that have attention.
+        attention_resolutions: Heights of the maps that have attention; as `attention_heights` chooses if not given.
 
     Raises:
-        ValueError: If `resolution` or `block_out_channels` are no such multiples.
+        ValueError: If `resolution` or `block_out_channels` are no such multiples, or no level has such a height.
     """
-    height = resolution[0]
     num_levels = len(block_out_channels)
     if not _divides(2 ** (num_levels - 1), resolution):
         raise ValueError(
             f"`resolution` must be a multiple of {2 ** (num_levels - 1)} for {num_levels} levels in "
             f"`block_out_channels`, but is {[*resolution]}."
         )
-    attention = [height // 2**i in attention_resolutions for i in range(num_levels)]
+    heights = level_heights(resolution, num_levels)
+    if attention_resolutions is None:
+        attention_resolutions = attention_heights(resolution, num_levels)
+    if not set(attention_resolutions) <= set(heights):
+        raise ValueError(
+            f"`attention_resolutions` must be of {heights}, the heights of the levels, but is "
+            f"{[*attention_resolutions]}."
+        )
+    attention = [height in attention_resolutions for height in heights]
     if any(a and width % 8 for a, width in zip(attention, block_out_channels, strict=True)):
         raise ValueError(
             f"`block_out_channels` {[*block_out_channels]} must be multiples of 8 where there is attention: "
             f"{[*attention_resolutions]}."
         )
     return UNet2DModel(
-        sample_size=_sample_size(resolution),
+        sample_size=sample_size(resolution),
         in_channels=channels,
         out_channels=channels,
         block_out_channels=tuple(block_out_channels),
@@ -56,8 +63,27 @@ def build_unet(
         norm_num_groups=math.gcd(32, *block_out_channels),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-        num_class_embeds=_num_class_embeds(num_classes),
+        num_class_embeds=num_class_embeds(num_classes),
     )
+
+
+def level_heights(resolution: Sequence[int], num_levels: int) -> list[int]:
+    """Heights of the maps of a UNet, each half of the one before."""
+    return [resolution[0] // 2**level for level in range(num_levels)]
+
+
+def attention_heights(resolution: Sequence[int], num_levels: int) -> list[int]:
+    """
+    Where a UNet has attention if nobody says it: at the height nearest to 16, that of the papers.
+
+    Args:
+        resolution: Height and width of the images.
+        num_levels: Number of levels of the UNet.
+
+    Returns:
+        One height, or none if all are 23 or more, where attention is slow, or 11 or less.
+    """
+    return [height for height in level_heights(resolution, num_levels) if 16 / 2**0.5 < height <= 16 * 2**0.5]
 
 
 def unet_from_config(
@@ -84,12 +110,35 @@ def unet_from_config(
             another shape, or not finite.
     """
     name = f"`model_config_name_or_path` {str(model_config_name_or_path)!r}"
-    changes = {"sample_size": _sample_size(resolution), "num_class_embeds": _num_class_embeds(num_classes)}
+    changes = {"sample_size": sample_size(resolution), "num_class_embeds": num_class_embeds(num_classes)}
     try:
         config = UNet2DModel.load_config(model_config_name_or_path)
         unet = UNet2DModel.from_config({**config, **changes}).to(device)
     except Exception as error:  # whatever a wrong value makes of the layers
         raise ValueError(f"{name} makes no UNet2DModel: {error}") from error
+    return check_unet(unet, name, resolution, channels, num_classes, num_train_timesteps)
+
+
+def check_unet(
+    unet: UNet2DModel,
+    name: str,
+    resolution: Sequence[int],
+    channels: int,
+    num_classes: int | None,
+    num_train_timesteps: int,
+) -> UNet2DModel:
+    """
+    Returns a network that can be trained and sampled, and refuses others, by one forward pass.
+
+    Args:
+        unet: The network.
+        name: What it is called in the message.
+        resolution, channels, num_classes: As of `build_unet`.
+        num_train_timesteps: Number of noise levels T.
+
+    Raises:
+        ValueError: If it has other channels or classes, or its output is an error, of another shape, or not finite.
+    """
     if unet.config.in_channels != channels:
         raise ValueError(f"The UNet takes {unet.config.in_channels} channels, but the images have {channels}.")
     if unet.config.out_channels != channels:
@@ -144,10 +193,12 @@ def _divides(number: int, resolution: Sequence[int]) -> bool:
     return not any(side % number for side in resolution)
 
 
-def _sample_size(resolution: Sequence[int]) -> int | tuple[int, int]:
+def sample_size(resolution: Sequence[int]) -> int | tuple[int, int]:
+    """As the config of a UNet has it."""
     height, width = resolution
     return height if height == width else (height, width)
 
 
-def _num_class_embeds(num_classes: int | None) -> int | None:
+def num_class_embeds(num_classes: int | None) -> int | None:
+    """As the config of a UNet has it: one more than there are classes, for no class."""
     return None if num_classes is None else num_classes + 1

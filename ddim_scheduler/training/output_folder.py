@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import travelling
+from .. import EtaDDIMPipeline, travelling
+from ..sharing import PIPELINE_CODE, PIPELINE_ENTRY, SCHEDULER_ENTRY
 from .checkpoints import SETTINGS, list_checkpoints
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+CHANGES = "logs/changes.jsonl"
 OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "pipeline.py", "sample.png", "samples", "logs", SETTINGS)
 
 
@@ -81,7 +83,7 @@ def open_output_dir(output_dir: Path, settings: Mapping[str, Any], overwrite: bo
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for path in output_dir.glob("unfinished-checkpoint-*"):
+    for path in output_dir.glob("unfinished-*/"):
         shutil.rmtree(path)
     write_whole(output_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
@@ -102,6 +104,40 @@ def outputs(output_dir: Path) -> list[Path]:
     """What a run writes, whether it is there or not."""
     code = output_dir.glob(travelling.NAMES)
     return [*list_checkpoints(output_dir), *code, *(output_dir / name for name in OTHER_OUTPUTS)]
+
+
+def record_changes(output_dir: Path, step: int, changes: Mapping[str, tuple[Any, Any]]):
+    """Adds a line of what a resumed run has changed, from which value to which, to `logs/changes.jsonl`."""
+    if changes:
+        with open(output_dir / CHANGES, "a") as file:
+            file.write(json.dumps({"step": step, "changed": changes}) + "\n")
+
+
+def write_pipeline(pipeline: EtaDDIMPipeline, output_dir: Path):
+    """
+    Writes the pipeline of a run, where an earlier one of the same model may be.
+
+    Each file replaces its former one at once, and none is gone for a moment: the folder can be loaded while this runs
+    and wherever it is killed. What a network and a scheduler are is the same all through a run.
+
+    Raises:
+        OSError: If it cannot be written; the former one can be loaded.
+    """
+    aside = output_dir / "unfinished-pipeline"
+    try:
+        pipeline.save_pretrained(aside, max_shard_size="1TB")  # of several files some could be older
+        files = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
+        last = ["", SCHEDULER_ENTRY, PIPELINE_ENTRY, "model_index.json"]  # which name others
+        for file in sorted(files, key=lambda file: last.index(file.name if file.name in last else "")):
+            (output_dir / file).parent.mkdir(exist_ok=True)
+            (aside / file).replace(output_dir / file)
+    except Exception as error:
+        raise OSError(f"The pipeline in {output_dir} cannot be written ({error}).") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for path in [path for pattern in PIPELINE_CODE for path in output_dir.glob(pattern)]:
+        if path.relative_to(output_dir) not in files:  # of another version of this package
+            path.unlink()
 
 
 def write_whole(path: Path, text: str):

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ..command_line import import_extra
 from ..evaluation import extract_features, frechet_distance, kernel_distance, load_network
 from ..generation import PICTURE_CHANNELS, picture_grid
 from .images import ImageDataset
+from .trackers import log_preview
 
 logger = get_logger(__name__, log_level="INFO")
 
@@ -58,6 +60,7 @@ def sample_images(
     batch_size: int = 64,
     num_inference_steps: int = 50,
     seed: int = 0,
+    on_step: Callable[[], Any] | None = None,
 ) -> torch.Tensor:
     """
     Images made by all processes, which all call it. Image k depends on (seed, k) and its class alone, so that it is the
@@ -71,6 +74,7 @@ def sample_images(
         batch_size: Images at once, over all processes.
         num_inference_steps: Steps of the sampler.
         seed: Of the set of images.
+        on_step: Called after each step of each batch.
 
     Returns:
         All images, uint8 (N, C, H, W), in each process.
@@ -86,6 +90,7 @@ def sample_images(
             generator=image_generators(seed, indices),
             class_labels=None if class_labels is None else [class_labels[k % len(class_labels)] for k in indices],
             output_type="pt",
+            callback_on_step_end=None if on_step is None else lambda *_: on_step() or {},
         ).images
         images.append(accelerator.gather((mine * 255).round().byte())[:size].cpu())
     return torch.cat(images)
@@ -93,11 +98,11 @@ def sample_images(
 
 def save_preview(accelerator: Accelerator, output_dir: str | Path, images: torch.Tensor, step: int):
     """
-    Writes images as one PNG, `samples/step-N.png` and `sample.png`, and to the trackers. For the main process. Those of
+    Writes images as one PNG, `samples/step-N.png` and `sample.png`, and to the tracker. For the main process. Those of
     other than 1, 3 or 4 channels, which no PNG shows, become an array `samples/step-N.npy` alone.
 
     Args:
-        accelerator: Has the trackers.
+        accelerator: Has the tracker.
         output_dir: The folder of the run.
         images: uint8 (N, C, H, W).
         step: Number of optimizer steps done.
@@ -112,11 +117,7 @@ def save_preview(accelerator: Accelerator, output_dir: str | Path, images: torch
     grid = picture_grid(EtaDDIMPipeline.numpy_to_pil(pixels / 255), len(images) // columns, columns)
     grid.save(path)
     grid.save(Path(output_dir, "sample.png"))  # the picture of the model card
-    for tracker in accelerator.trackers:
-        if tracker.name == "tensorboard":
-            tracker.log_images({"samples": images[:, :3].numpy()}, step=step)  # it knows no alpha
-        elif hasattr(tracker, "log_images"):
-            tracker.log_images({"samples": [grid]}, step=step)
+    log_preview(accelerator, images[:, :3], grid, step)
 
 
 def distances_to(

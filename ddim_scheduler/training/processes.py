@@ -2,13 +2,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of accelerate's kinds of processes and devices can train here, and in which precision."""
 
+import argparse
+import logging
+import os
+
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.logging import get_logger
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
 
 logger = get_logger(__name__, log_level="INFO")
 
 NAMES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def start_accelerator(args: argparse.Namespace) -> Accelerator:
+    """
+    The processes and devices of `accelerate launch`, and its trackers, and the log of the main one.
+
+    Args:
+        args: The options. `mixed_precision` becomes the precision that is chosen.
+
+    Raises:
+        ValueError: As of `check_accelerator`.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    cpu = not torch.accelerator.is_available()  # several processes on CPUs find each other only if told
+    asked_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" as well where nothing was asked
+    asked = args.mixed_precision or (None if asked_of_launcher == "no" else asked_of_launcher)
+    args.mixed_precision, reason = choose_precision(asked, PartialState(cpu=cpu).device)
+    accelerator = Accelerator(
+        cpu=cpu,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.logger == "none" else args.logger,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+    )
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.ERROR)  # what all processes find is said once
+    check_accelerator(accelerator, args.logger)
+    logger.info(f"Precision: {reason}.")
+    return accelerator
 
 
 def choose_precision(mixed_precision: str | None, device: torch.device) -> tuple[str, str]:
@@ -67,5 +103,5 @@ def check_accelerator(accelerator: Accelerator, logger: str):
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would use float32
         raise ValueError("`mixed_precision` 'fp16' needs a GPU; use 'bf16' or 'no' on a CPU.")
     if logger != "none" and not accelerator.log_with:  # accelerate would go on without
-        hint = ': pip install "ddim-scheduler[train]"' if logger == "tensorboard" else "."
-        raise ValueError(f"`logger` is {logger!r}, but accelerate finds no such package{hint}")
+        package = '"ddim-scheduler[train]"' if logger == "tensorboard" else logger.replace("_", "-")
+        raise ValueError(f"`logger` is {logger!r}, but accelerate finds no such package: pip install {package}")

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 import torch
+from diffusers import UNet2DModel
 
 from .images import ImageDataset
 
@@ -36,6 +37,14 @@ def describe_images(dataset: ImageDataset, held_out: ImageDataset | None = None)
         more = [f"and {len(classes) - SHOWN_CLASSES} more"] * (len(classes) > SHOWN_CLASSES)
         lines.append(f"{len(classes)} classes: {', '.join(classes[:SHOWN_CLASSES] + more)}")
     return lines
+
+
+def describe_unet(unet: UNet2DModel) -> str:
+    """Its size, and where it has attention."""
+    height = unet.config.sample_size if isinstance(unet.config.sample_size, int) else unet.config.sample_size[0]
+    heights = [height // 2**level for level, kind in enumerate(unet.config.down_block_types) if "Attn" in kind]
+    attention = f"attention at height {', '.join(map(str, heights))}" if heights else "no attention but in the middle"
+    return f"{sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, {attention}"
 
 
 def _bytes(dataset: ImageDataset) -> int:

@@ -12,19 +12,16 @@ This file can be copied, changed, and started by `accelerate launch my_training.
 """
 
 import argparse
-import logging
 import math
-import os
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from diffusers import UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from tqdm.auto import tqdm
 
 from ddim_scheduler import EtaDDIMScheduler, training
 from ddim_scheduler.command_line import run
@@ -32,26 +29,7 @@ from ddim_scheduler.image_files import WHITE_LEVEL
 
 logger = get_logger(__name__, log_level="INFO")
 
-
-def start_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The processes and devices of `accelerate launch`, and its trackers; sets the precision if none is given."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
-    cpu = not torch.accelerator.is_available()  # several processes on CPUs find each other only if told
-    asked_of_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" as well where nothing was asked
-    asked = args.mixed_precision or (None if asked_of_launcher == "no" else asked_of_launcher)
-    args.mixed_precision, reason = training.choose_precision(asked, PartialState(cpu=cpu).device)
-    accelerator = Accelerator(
-        cpu=cpu,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.logger == "none" else args.logger,
-        project_config=ProjectConfiguration(args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
-        dataloader_config=DataLoaderConfiguration(non_blocking=True),
-    )
-    training.check_accelerator(accelerator, args.logger)
-    logger.info(f"Precision: {reason}.")
-    return accelerator
+EARLY_STEPS = (1, 10)  # are logged, however long it takes until the next ones that are
 
 
 def load_datasets(
@@ -94,22 +72,24 @@ def load_datasets(
     )
 
 
-def load_unet(args: argparse.Namespace, channels: int, num_classes: int | None, device: torch.device) -> UNet2DModel:
-    """The UNet with random weights."""
-    if args.model_config_name_or_path is not None:
-        unet = training.unet_from_config(
-            args.model_config_name_or_path,
-            args.resolution,
-            channels,
-            num_classes,
-            num_train_timesteps=args.ddpm_num_steps,
-            device=device,
-        )
+def load_unet(
+    args: argparse.Namespace,
+    channels: int,
+    num_classes: int | None,
+    noise_scheduler: EtaDDIMScheduler,
+    device: torch.device,
+) -> UNet2DModel:
+    """The UNet, with random weights or those to start from."""
+    images = (args.resolution, channels, num_classes)
+    if args.pretrained_model_name_or_path is not None:
+        name = args.pretrained_model_name_or_path
+        unet = training.pretrained_unet(name, *images, noise_scheduler=noise_scheduler, device=device)
+    elif args.model_config_name_or_path is not None:
+        name, num_train_timesteps = args.model_config_name_or_path, args.ddpm_num_steps
+        unet = training.unet_from_config(name, *images, num_train_timesteps=num_train_timesteps, device=device)
     else:
         unet = training.build_unet(
-            args.resolution,
-            channels,
-            num_classes,
+            *images,
             block_out_channels=args.block_out_channels,
             layers_per_block=args.layers_per_block,
             attention_resolutions=args.attention_resolutions,
@@ -144,7 +124,10 @@ def make_optimizer(args: argparse.Namespace, unet: UNet2DModel, max_train_steps:
         fused=True,
     )
     lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=max_train_steps
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=training.warmup_steps(args.lr_warmup_steps, max_train_steps),
+        num_training_steps=max_train_steps,
     )
     return optimizer, lr_scheduler
 
@@ -153,12 +136,13 @@ def main(argv: list[str] | None = None) -> float:
     """Trains, and returns the mean loss of the last steps that were logged."""
     args = training.parse_args(argv)
     output_dir = Path(args.output_dir)
-    accelerator = start_accelerator(args)
+    accelerator = training.start_accelerator(args)
     set_seed(args.seed)
 
     # 1. everything that can be refused is looked at before anything is written
     checkpoint = training.find_checkpoint(output_dir, args.resume_from_checkpoint)
-    inputs = {name: getattr(args, name) for name in ("train_data_dir", "model_config_name_or_path", "eval_weights")}
+    models = ("pretrained_model_name_or_path", "model_config_name_or_path")
+    inputs = {name: getattr(args, name) for name in ("train_data_dir", *models, "eval_weights")}
     resume = args.resume_from_checkpoint is not None
     training.check_output_dir(output_dir, inputs, overwrite=args.overwrite_output_dir, resume=resume)
     noise_scheduler = EtaDDIMScheduler(
@@ -172,18 +156,19 @@ def main(argv: list[str] | None = None) -> float:
     dataset, held_out = load_datasets(args, accelerator)
     num_classes = None if dataset.class_names is None else len(dataset.class_names)
     global_batch_size = args.train_batch_size * accelerator.num_processes
-    if len(dataset) < global_batch_size:
-        raise ValueError(
-            f"`train_batch_size` over all processes is {global_batch_size}, but there are {len(dataset)} images."
-        )
-    unet = load_unet(args, dataset.channels, num_classes, accelerator.device)
-    accumulation, batches_per_epoch = args.gradient_accumulation_steps, len(dataset) // global_batch_size
+    batches_per_epoch, accumulation = training.count_batches(
+        len(dataset), global_batch_size, args.gradient_accumulation_steps
+    )
+    accelerator.gradient_accumulation_steps = accumulation
     steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
+    unet = load_unet(args, dataset.channels, num_classes, noise_scheduler, accelerator.device)
     settings = {name: value for name, value in vars(args).items() if name != "hub_token"}
     settings["class_names"] = dataset.class_names
+    settings |= {"num_images": len(dataset), "num_processes": accelerator.num_processes}
+    changes = {}
     if checkpoint is not None:
-        training.check_resumed_settings(checkpoint, settings, max_train_steps)
+        changes = training.check_resumed_settings(checkpoint, settings, max_train_steps)
     distances = None
     if args.eval_every is not None and accelerator.is_main_process:
         distances = training.distances_to(
@@ -206,44 +191,49 @@ def main(argv: list[str] | None = None) -> float:
         accelerator.register_for_checkpointing(ema)
     optimizer, lr_scheduler = make_optimizer(args, unet, max_train_steps)
     accelerator.register_for_checkpointing(lr_scheduler)
-    dataloader = torch.utils.data.DataLoader(
-        dataset,
-        args.train_batch_size,
-        drop_last=True,
-        num_workers=args.dataloader_num_workers,
-        worker_init_fn=training.ignore_signals,
-        pin_memory=accelerator.device.type == "cuda",
+    dataloader = training.make_dataloader(
+        dataset, args.train_batch_size, args.dataloader_num_workers, accelerator.device
     )
     model, optimizer, dataloader = accelerator.prepare(unet, optimizer, dataloader)  # `unet` is what `model` wraps
     weights = training.loss_weights(noise_scheduler, args.snr_gamma).to(accelerator.device)
     noise_scheduler.set_timesteps(args.ddpm_num_steps, device=accelerator.device)  # puts its table there
-    global_step = 0 if checkpoint is None else training.load_checkpoint(accelerator, checkpoint)
+    global_step = 0
+    if checkpoint is not None:
+        global_step = training.load_checkpoint(accelerator, checkpoint)
+        training.follow_schedule(lr_scheduler, args.learning_rate)
 
     # 3. from here on files are written
     if accelerator.is_main_process:
         training.open_output_dir(output_dir, settings, args.overwrite_output_dir)
         training.trim_loss_log(output_dir, global_step)
+        training.record_changes(output_dir, global_step, changes)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers(
-        "train",
-        config={name: str(value) for name, value in settings.items()},
-        init_kwargs={"tensorboard": {"purge_step": global_step + 1}},  # hides what a killed run logged after it
-    )
+    training.start_trackers(accelerator, output_dir, settings, global_step)
+    for name, (old, new) in changes.items():
+        logger.info(f"Changed since step {global_step}: `{name}` {old!r} -> {new!r}")
     for line in training.describe_images(dataset, held_out):
         logger.info(line)
+    num_warmup_steps = training.warmup_steps(args.lr_warmup_steps, max_train_steps)
     logger.info(
-        f"{sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M parameters, {accelerator.num_processes} x "
-        f"{accelerator.device.type}, step {global_step} of {max_train_steps} ({steps_per_epoch} an epoch, "
-        f"{args.lr_warmup_steps} of warm-up), {global_batch_size * accumulation} images a step"
+        f"{training.describe_unet(unet)}, {accelerator.num_processes} x {accelerator.device.type}, step {global_step} "
+        f"of {max_train_steps} ({steps_per_epoch} an epoch, {num_warmup_steps} of warm-up), "
+        f"{global_batch_size * accumulation} images a step"
     )
 
+    is_quiet = not accelerator.is_main_process
+    progress = training.Progress(max_train_steps, global_step, is_quiet)
+
     def log(values: dict[str, float]):
-        accelerator.log(values, step=global_step)
+        training.log_values(accelerator, values, global_step)
         if accelerator.is_main_process:
             training.append_to_loss_log(output_dir, global_step, values)
 
     def sample(num_images: int, class_labels) -> torch.Tensor:
-        with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
+        calls = math.ceil(num_images / args.eval_batch_size) * args.ddpm_num_inference_steps
+        with (
+            training.trained_pipeline(unet, noise_scheduler, ema) as pipeline,
+            progress.part(f"Sampling {num_images} images", calls) as bar,
+        ):
             return training.sample_images(
                 accelerator,
                 pipeline,
@@ -252,6 +242,7 @@ def main(argv: list[str] | None = None) -> float:
                 batch_size=args.eval_batch_size,
                 num_inference_steps=args.ddpm_num_inference_steps,
                 seed=args.seed,
+                on_step=bar.update,
             )
 
     def validation_losses(held_out: training.ImageDataset) -> dict[str, float]:
@@ -260,6 +251,12 @@ def main(argv: list[str] | None = None) -> float:
                 accelerator, unet, noise_scheduler, held_out, weights, batch_size=args.eval_batch_size, seed=args.seed
             )
 
+    def save():  # the pipeline first: wherever there is a checkpoint, there is a model to sample
+        if accelerator.is_main_process:
+            with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
+                training.write_pipeline(pipeline, output_dir)
+        training.save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
+
     preview_labels, eval_labels = None, None
     if num_classes is not None:
         preview_labels = range(num_classes)
@@ -267,15 +264,12 @@ def main(argv: list[str] | None = None) -> float:
         eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
 
     # 4. the loop
-    is_quiet = not accelerator.is_main_process
-    progress = tqdm(total=max_train_steps, initial=global_step, desc="Steps", mininterval=1.0, disable=is_quiet)
     recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
     mean_loss = math.nan
     is_last = is_stopped = False
     batches = training.seeded_batches(dataloader, args.seed, global_step, steps_per_epoch, accumulation)
-    clock = training.StepClock(max_train_steps - global_step)
     unet.train()
-    with training.noted_signals() as signals:
+    with training.noted_signals(is_quiet) as signals:
         asked_to_stop = training.StopVote(accelerator, signals)
         while global_step < max_train_steps and not is_stopped:
             seed, (images, labels) = next(batches)
@@ -302,22 +296,16 @@ def main(argv: list[str] | None = None) -> float:
                 ema.step(unet.parameters())
             global_step += 1
             progress.update()
-            if (spent := clock.tick()) is not None:
-                logger.info(spent)
             is_stopped = asked_to_stop()
             is_last = global_step == max_train_steps
             checkpoint_is_due = global_step % args.checkpointing_steps == 0 or is_last or is_stopped
-            if global_step % args.logging_steps == 0 or checkpoint_is_due:
+            if global_step in EARLY_STEPS or global_step % args.logging_steps == 0 or checkpoint_is_due:
                 values = training.mean_losses(accelerator, recent_losses, args.ddpm_num_steps)
                 values["lr"] = lr_scheduler.get_last_lr()[0]
                 recent_losses.clear()
                 mean_loss = values["loss"]
-                if not math.isfinite(mean_loss):
-                    raise ValueError(
-                        f"The loss is {mean_loss} at step {global_step}, with `learning_rate` {args.learning_rate}. "
-                        f"Checkpoints before it: {[str(path) for path in training.list_checkpoints(output_dir)]}"
-                    )
-                progress.set_postfix(loss=f"{mean_loss:.4f}", lr=f"{values['lr']:.1e}", refresh=False)
+                training.check_loss(mean_loss, args.learning_rate, output_dir, global_step)
+                progress.show(mean_loss, values["lr"])
                 log(values)
             try:
                 if global_step % args.save_images_steps == 0 or is_last:
@@ -332,20 +320,20 @@ def main(argv: list[str] | None = None) -> float:
                         log(distances(images))
             except Exception:
                 if accelerator.num_processes == 1:  # what was trained is not lost; of several, some may wait elsewhere
-                    training.save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
+                    save()
                 raise
             if checkpoint_is_due:
-                training.save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
-    progress.close()
+                save()
+    progress.bar.close()
     if is_stopped and not is_last:
-        accelerator.end_training()
-        logger.info(f"Stopped at step {global_step}. Continue, with the same launcher, by: {training.resume_command()}")
+        training.end_training(accelerator)
+        logger.info(f"Stopped at step {global_step}. Continue by: {training.resume_command()}")
         raise SystemExit(130)
 
     # 5. the pipeline
     if accelerator.is_main_process:
         with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
-            pipeline.save_pretrained(output_dir)  # whatever becomes of the upload
+            training.write_pipeline(pipeline, output_dir)  # whatever becomes of the upload
             logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
             if repo_id is not None:
                 private = True if args.hub_private_repo else None
@@ -353,7 +341,7 @@ def main(argv: list[str] | None = None) -> float:
                     output_dir, push_to_hub=True, repo_id=repo_id, private=private, token=args.hub_token
                 )
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    training.end_training(accelerator)
     return mean_loss
 
 
