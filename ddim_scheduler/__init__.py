@@ -1,6 +1,9 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
-"""DDIM for diffusers: `EtaDDIMScheduler`, its inverse `EtaDDIMInverseScheduler`, and `EtaDDIMPipeline`."""
+"""
+DDIM for diffusers: `EtaDDIMScheduler`, its inverse `EtaDDIMInverseScheduler`, and `EtaDDIMPipeline`; for flow models
+`EtaFlowMatchScheduler` and `EtaFlowMatchInverseScheduler`.
+"""
 
 import sys
 
@@ -10,12 +13,15 @@ from .pipelines.images import image_generators
 from .pipelines.inversion import EtaDDIMInversionOutput, slerp
 from .pipelines.pipeline_ddim import EtaDDIMPipeline
 from .scheduling_ddim import EtaDDIMInverseScheduler, EtaDDIMScheduler
+from .scheduling_flow_match import EtaFlowMatchInverseScheduler, EtaFlowMatchScheduler
 
 __all__ = [
     "EtaDDIMInverseScheduler",
     "EtaDDIMInversionOutput",
     "EtaDDIMPipeline",
     "EtaDDIMScheduler",
+    "EtaFlowMatchInverseScheduler",
+    "EtaFlowMatchScheduler",
     "image_generators",
     "slerp",
 ]
@@ -33,7 +39,8 @@ def _register_with_diffusers():
     `diffusers`, and takes a library that it does not know from a Hub repository only if it finds it in
     `diffusers.pipelines`. None of that is a public interface, so the tests run it on each supported version.
     """
-    for cls in (EtaDDIMScheduler, EtaDDIMInverseScheduler, EtaDDIMPipeline):
+    schedulers = EtaDDIMScheduler, EtaDDIMInverseScheduler, EtaFlowMatchScheduler, EtaFlowMatchInverseScheduler
+    for cls in (*schedulers, EtaDDIMPipeline):
         setattr(diffusers, cls.__name__, cls)
     setattr(diffusers.pipelines, __name__, sys.modules[__name__])
 

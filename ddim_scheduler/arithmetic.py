@@ -65,3 +65,15 @@ def to_device(tensor: torch.Tensor, device: str | torch.device | None) -> torch.
     if device.type == "mps" and tensor.is_floating_point():
         tensor = tensor.float()
     return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def is_on_host(timestep: float | torch.Tensor) -> bool:
+    """Whether the value of a timestep can be read at once, outside a compiled graph."""
+    if not isinstance(timestep, torch.Tensor):
+        return not torch.compiler.is_compiling()
+    return is_readable(timestep) and timestep.numel() == 1
+
+
+def is_readable(tensor: torch.Tensor) -> bool:
+    """Whether reading the values makes nobody wait, and is possible: not when compiled, nor under `torch.vmap`."""
+    return tensor.is_cpu and not torch.compiler.is_compiling() and not is_transformed()

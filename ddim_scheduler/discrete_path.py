@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arithmetic import add, cast, computing_dtype, is_transformed, times, to_device
+from .arithmetic import add, cast, computing_dtype, is_on_host, is_readable, times, to_device
 from .live_attributes import LiveAttributes, counted, values_of
 from .noise_schedules import as_betas, betas_of, log_alphas_cumprod_of, log_of_alphas_cumprod
 from .steps import EtaSteps, Row, StepTable
 from .timestep_grids import as_timesteps, previous_timesteps
-from .validation import check_floating, check_integer, check_number
+from .validation import check_eta, check_floating, check_integer, check_number
 
 
 class DiscretePath(LiveAttributes, EtaSteps):
@@ -146,7 +146,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if not isinstance(eta, torch.Tensor):
             if type(eta) is not float or not 0.0 <= eta <= 1.0:
                 eta = float(check_number("eta", eta, 0.0, 1.0))
-            if _is_on_host(timestep):
+            if is_on_host(timestep):
                 return self._row_of(self._check_timestep(timestep)), eta, math.sqrt
         if not isinstance(timestep, torch.Tensor):
             t = timestep if torch.compiler.is_compiling() else self._check_timestep(timestep)
@@ -158,9 +158,9 @@ class DiscretePath(LiveAttributes, EtaSteps):
                 f"{len(timesteps)}."
             )
         row = self._table.rows(timesteps, sample)
-        if _is_readable(timesteps):
+        if is_readable(timesteps):
             self._check_signal(timesteps.numpy())
-        return row, _check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
+        return row, check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
 
     def _row_of(self, t: int) -> Row:
         row = self._table.row(t)
@@ -204,7 +204,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if timesteps.is_floating_point() or timesteps.dtype == torch.bool or timesteps.is_complex():
             raise TypeError(f"`{name}` must be integers, but have dtype {timesteps.dtype}.")
         timesteps = timesteps.reshape(-1).long()
-        if _is_readable(timesteps):
+        if is_readable(timesteps):
             values, largest = timesteps.numpy(), self._table.length - 1
             if len(values) and values.view(np.uint64).max() > largest:  # a negative one is a large one there
                 bad = values[(values < 0) | (values > largest)].tolist()
@@ -290,28 +290,3 @@ class DiscretePath(LiveAttributes, EtaSteps):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
-
-
-def _is_on_host(timestep: int | torch.Tensor) -> bool:
-    """Whether the value of a timestep can be read at once, outside a compiled graph."""
-    if not isinstance(timestep, torch.Tensor):
-        return not torch.compiler.is_compiling()
-    return _is_readable(timestep) and timestep.numel() == 1
-
-
-def _is_readable(tensor: torch.Tensor) -> bool:
-    """Whether reading the values makes nobody wait, and is possible: not when compiled, nor under `torch.vmap`."""
-    return tensor.is_cpu and not torch.compiler.is_compiling() and not is_transformed()
-
-
-def _check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """One or B values of eta, shaped for the sample. Their range is checked where that makes nobody wait."""
-    batch_size = sample.shape[:1].numel()
-    if eta.is_complex() or eta.numel() not in (1, batch_size):
-        raise ValueError(f"`eta` must hold one value or one for each of the {batch_size} samples, but is {eta!r}.")
-    if _is_readable(eta):
-        values = eta.detach().double().flatten().numpy()
-        outside = ~((values >= 0) & (values <= 1))
-        if outside.any():
-            raise ValueError(f"`eta` must be in [0, 1], but holds {values[outside].tolist()}.")
-    return to_device(eta, sample.device).to(dtype).view(-1, *(1,) * (sample.ndim - 1))

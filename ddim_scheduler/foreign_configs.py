@@ -1,6 +1,6 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the config of another scheduler, or one of an older diffusers, means for DDIM."""
+"""What the config of another scheduler, or one of an older diffusers, means for those of this package."""
 
 import inspect
 from typing import Any
@@ -10,6 +10,8 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+FLOW = ("flow_prediction",)  # prediction types
 
 # How a model was trained. diffusers lets the class that reads a config put its own defaults in the place of those that
 # the class which wrote it had; these belong to the model and stay.
@@ -29,11 +31,13 @@ def adapt_config(config: dict[str, Any], cls: type, given: dict[str, Any]) -> tu
         given (`dict`): Arguments of the constructor that replace those of the config.
 
     Raises:
-        ValueError: If the config is that of a scheduler without betas (flow matching, EDM, IPNDM...).
+        ValueError: If the config is that of a scheduler without betas (EDM, IPNDM...) or of flow matching.
     """
     is_of_object, config = isinstance(config, FrozenDict), dict(config)
     defaults = config.pop("_use_default_values", [])
     name = str(config.get("_class_name", "scheduler"))
+    if is_of_flow_matching(config):
+        raise ValueError(f"`config` of a {name} is that of a flow model: use EtaFlowMatchScheduler.from_config.")
     writer = cls if name == cls.__name__ else getattr(diffusers, name, None)
     parameters: dict[str, Any] | None = None  # of the constructor of the class that wrote it, where that is known
     if isinstance(writer, type) and issubclass(writer, diffusers.SchedulerMixin):
@@ -60,3 +64,27 @@ def adapt_config(config: dict[str, Any], cls: type, given: dict[str, Any]) -> tu
         if "prediction_type" not in {**config, **given}:
             config["prediction_type"] = "epsilon" if predicts_epsilon else "sample"
     return config, defaults
+
+
+def is_of_flow_matching(config: dict[str, Any]) -> bool:
+    """Whether a config is that of a flow matching scheduler, or of another one that is set to flow matching."""
+    is_named = "FlowMatch" in str(config.get("_class_name", ""))
+    has_levels = "shift" in config and not {"beta_start", "beta_schedule", "trained_betas"} & config.keys()
+    return is_named or has_levels or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") in FLOW
+
+
+def adapt_flow_config(config: dict[str, Any], cls: type) -> dict[str, Any]:
+    """
+    A config as `cls.from_config`, of a flow matching scheduler of this package, should read it.
+
+    Raises:
+        ValueError: If the config is that of a scheduler without flow matching.
+    """
+    foreign = {key for key in config if not key.startswith("_")} - inspect.signature(cls).parameters.keys()
+    if not is_of_flow_matching(config) and foreign:
+        name, betas = config.get("_class_name", "scheduler"), {"beta_start", "beta_schedule"} & config.keys()
+        hint = ": use EtaDDIMScheduler.from_config" if betas else f" (keys: {[*config]})"
+        raise ValueError(f"`config` of a {name} is not that of a flow model{hint}.")
+    if "flow_shift" in config:  # of UniPC and DPM
+        return {**config, "shift": config["flow_shift"]}
+    return config

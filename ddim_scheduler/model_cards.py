@@ -13,11 +13,15 @@ from huggingface_hub import ModelCardData
 def scheduler_card(scheduler: Any, repo_id: str, license: str | None) -> str:
     """The card of a scheduler alone. It repeats no setting, so that it stays true when others are pushed."""
     name = type(scheduler).__name__
-    metadata = ModelCardData(library_name="diffusers", license=license, tags=["ddim"])
+    is_flow = "FlowMatch" in name
+    metadata = ModelCardData(library_name="diffusers", license=license, tags=["flow-matching" if is_flow else "ddim"])
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {repo_id.split('/')[-1]}",
-        "A scheduler for [DDIM](https://arxiv.org/abs/2010.02502), with the settings in `scheduler_config.json`.",
+        "A scheduler for flow models with the eta of [DDIM](https://arxiv.org/abs/2010.02502), with the settings in "
+        "`scheduler_config.json`."
+        if is_flow
+        else "A scheduler for [DDIM](https://arxiv.org/abs/2010.02502), with the settings in `scheduler_config.json`.",
         "With the package ddim-scheduler:",
         f"```python\nfrom {type(scheduler).__module__} import {name}",
         f'scheduler = {name}.from_pretrained("{repo_id}")\n```',

@@ -154,10 +154,6 @@ class SharedScheduler(Shared):
 
         _remove(folder, SCHEDULER_CODE)
         self._write_code(folder)
-        # what was written into the config by attribute, which changes no entry of it
-        live = {key: (getattr(self.config, key, entry), entry) for key, entry in self.config.items()}
-        if written := {key: value for key, (value, entry) in live.items() if value is not entry}:
-            self.register_to_config(**written)
         super().save_pretrained(str(folder))
         if repo_id is None or not push_to_hub:
             return None

@@ -26,6 +26,7 @@ from .arithmetic import add, add_, cast, computing_dtype, sum_of_products, times
 from .validation import check_bool, check_choice, check_floating, check_generator, check_same_shape
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+FLOW_PREDICTION_TYPES = ("flow_prediction", "inverted_flow_prediction")  # eps - x_0, x_0 - eps; alpha + sigma = 1
 
 
 class Row(NamedTuple):
@@ -56,7 +57,12 @@ def prediction_coefficients(prediction_type: str, alpha_t: Any, sigma_t: Any) ->
         return 0.0, 1.0, 1 / sigma_t, -alpha_t / sigma_t
     if prediction_type == "v_prediction":
         return alpha_t, -sigma_t, sigma_t, alpha_t
-    raise ValueError(f"`prediction_type` must be one of {PREDICTION_TYPES}, but is {prediction_type!r}.")
+    if prediction_type == "flow_prediction":
+        return 1.0, -sigma_t, 1.0, alpha_t
+    if prediction_type == "inverted_flow_prediction":
+        return 1.0, sigma_t, 1.0, -alpha_t
+    choices = PREDICTION_TYPES + FLOW_PREDICTION_TYPES
+    raise ValueError(f"`prediction_type` must be one of {choices}, but is {prediction_type!r}.")
 
 
 class StepTable:
@@ -200,8 +206,9 @@ class EtaSteps:
     ) -> tuple[torch.Tensor, Any, torch.Tensor]:
         """Mean and std of `p(x_s | x_t)` and the predicted x_0, in float32 at least. The std is None for a float 0."""
         config = self.config
+        variance_type = config.get("variance_type")
         if use_clipped_model_output is None:
-            use_clipped_model_output = config.use_clipped_model_output
+            use_clipped_model_output = config.get("use_clipped_model_output", False)
         else:
             check_bool("use_clipped_model_output", use_clipped_model_output)
 
@@ -212,21 +219,23 @@ class EtaSteps:
             direction, std = row.sigma_s, None
         else:
             direction = sqrt((1 - eta * eta) * row.sigma_s * row.sigma_s + eta * eta * row.direction * row.direction)
-            std = eta * (row.fresh_std if config.variance_type == "sigma_hat" else row.std)
+            std = eta * (row.fresh_std if variance_type == "sigma_hat" else row.std)
         model_output, variance = self._split_output(model_output, sample)
         if std is not None and variance is not None:
-            std = times(_learned_std(variance, row, config.variance_type), eta)
+            std = times(_learned_std(variance, row, variance_type), eta)
 
         # 2. x_0 = p x_t + q m and eps = r x_t + w m, where m is the model output
         if sample.dtype != torch.float32 or model_output.dtype != torch.float32:
             dtype = computing_dtype(sample)
             sample, model_output = sample.to(dtype), model_output.to(dtype)
-        prediction_type, alpha_s = config.prediction_type, row.alpha_s
+        prediction_type, alpha_s = self._prediction_type, row.alpha_s
         p, q, r, w = prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
         if prediction_type == "epsilon":  # the difference first: it may be small, and its terms are then rounded less
             x_0 = times_(add(sample, row.sigma_t, model_output, sign=-1), p)
         elif prediction_type == "sample":
             x_0 = model_output.clone()
+        elif prediction_type in FLOW_PREDICTION_TYPES:
+            x_0 = add(sample, q, model_output)
         else:
             x_0 = add_(times(sample, p), q, model_output)
 
@@ -236,7 +245,10 @@ class EtaSteps:
         # 4. the mean of x_s, alpha_s x_0 + direction eps, eq. (12), its factors gathered so that each is rounded once
         if not is_constrained:
             of_sample, of_output = sum_of_products(alpha_s, p, direction, r), sum_of_products(alpha_s, q, direction, w)
-            mean = add_(times(sample, of_sample), of_output, model_output)
+            if isinstance(of_sample, float) and of_sample == 1:
+                mean = add(sample, of_output, model_output)
+            else:
+                mean = add_(times(sample, of_sample), of_output, model_output)
         elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
             b = direction / row.sigma_t
             mean = add_(times(x_0, alpha_s - b * row.alpha_t), b, sample)
@@ -343,7 +355,7 @@ class EtaSteps:
         b = row.sigma_t / row.alpha_t - row.sigma_s / row.alpha_s
         of_above, of_sample = row.alpha_s * (b / a) ** 2 / above.alpha_t, row.alpha_s * (1 - (b / a) ** 2) / row.alpha_t
         of_epsilon = -row.alpha_s * b * (a + b) / a
-        *_, r, w = prediction_coefficients(self.config.prediction_type, row.alpha_t, row.sigma_t)
+        *_, r, w = prediction_coefficients(self._prediction_type, row.alpha_t, row.sigma_t)
 
         dtype = computing_dtype(sample)
         model_output = cast(self._split_output(model_output, sample)[0], dtype)
@@ -356,7 +368,7 @@ class EtaSteps:
         self, model_output: torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The model output, of the sample's shape, and the half for a learned variance, if the model has one."""
-        variance_type = self.config.variance_type
+        variance_type = self.config.get("variance_type")
         if variance_type not in ("learned", "learned_range"):
             if model_output.shape != sample.shape:
                 raise ValueError(
@@ -373,6 +385,11 @@ class EtaSteps:
         return model_output[:, :channels], model_output[:, channels:]
 
     # --------------------------------------------------------------------------------- what a scheduler adds to this
+
+    @property
+    def _prediction_type(self) -> str:
+        """What the model returns: one of those that `prediction_coefficients` knows."""
+        return self.config.prediction_type
 
     def _row(self, timestep: int | torch.Tensor, eta: float | torch.Tensor, sample: torch.Tensor):
         """The row of t, eta, and the square root to use on them: floats where reading t makes nobody wait."""

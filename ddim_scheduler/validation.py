@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .arithmetic import is_readable, to_device
+
 BOOLS, INTEGERS = (bool, np.bool_), (int, np.integer)
 NUMBERS = (int, float, np.integer, np.floating)
 
@@ -68,3 +70,16 @@ def check_generator(generator: Any, batch_size: int):
         raise TypeError(f"`generator` must be a torch.Generator or a list of them, but is {generator!r}.")
     if isinstance(generator, list) and len(generator) != batch_size:
         raise ValueError(f"`generator` must hold one for each of the {batch_size} samples, but holds {len(generator)}.")
+
+
+def check_eta(eta: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """One or B values of eta, shaped for the sample. Their range is checked where that makes nobody wait."""
+    batch_size = sample.shape[:1].numel()
+    if eta.is_complex() or eta.numel() not in (1, batch_size):
+        raise ValueError(f"`eta` must hold one value or one for each of the {batch_size} samples, but is {eta!r}.")
+    if is_readable(eta):
+        values = eta.detach().double().flatten().numpy()
+        outside = ~((values >= 0) & (values <= 1))
+        if outside.any():
+            raise ValueError(f"`eta` must be in [0, 1], but holds {values[outside].tolist()}.")
+    return to_device(eta, sample.device).to(dtype).view(-1, *(1,) * (sample.ndim - 1))

@@ -455,7 +455,7 @@ def test_config_without_betas_of_its_own_is_refused():
 
 def test_config_of_flow_matching_is_refused_by_name(tmp_path):
     other = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(ValueError, match="beta schedule"):
+    with pytest.raises(ValueError, match="use EtaFlowMatchScheduler"):
         EtaDDIMScheduler.from_config(other.config)
     other.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler"):
