@@ -225,11 +225,12 @@ class FlowPath(LiveAttributes, EtaSteps):
             return None
         if is_on_host(timestep):
             return self._host_index(timestep)
+        if not isinstance(timestep, torch.Tensor) or torch.compiler.is_compiling():
+            return None
+        base: Any = timestep._base
         grid = self.__dict__["timesteps"]
         if (
-            isinstance(timestep, torch.Tensor)
-            and not torch.compiler.is_compiling()
-            and timestep._base is grid  # an element that a loop over `timesteps` gave: its place in memory is enough
+            base is grid  # an element that a loop over `timesteps` gave: its place in memory is enough
             and timestep.numel() == 1
             and timestep.dtype == grid.dtype
             and grid.is_contiguous()

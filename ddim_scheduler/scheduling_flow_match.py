@@ -177,7 +177,8 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         inspect.unwrap(FlowMatchEulerDiscreteScheduler.__init__)(maker, **arguments)
         made = maker.__dict__
         if self.__dict__.get("num_inference_steps") is None:
-            self._set_grid(*(self._in_denoising_order(made[name]) for name in self._live_tensors), None)
+            sigmas, timesteps = (self._in_denoising_order(made[name]) for name in self._live_tensors)
+            self._set_grid(sigmas, timesteps, None)
         names = ("sigma_min", "sigma_max", "_shift", "_step_index", "_begin_index")
         self.__dict__.update({name: made[name] for name in names})
         self._level_entries = [config[key] for key in LEVEL_KEYS]
@@ -259,7 +260,7 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         with np.errstate(divide="ignore", invalid="ignore"):  # the grid is checked
             FlowMatchEulerDiscreteScheduler.set_timesteps(maker, num_inference_steps, None, sigmas, mu, timesteps)
         made = [self._in_denoising_order(maker.__dict__[name]) for name in self._live_tensors]
-        self._set_grid(*made, len(made[1]), device)
+        self._set_grid(made[0], made[1], len(made[1]), device)
 
     # -------------------------------------------------------------------------------------------------------- the step
 
@@ -332,14 +333,9 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
 
         if generator is None and variance_noise is None:
             generator = self.generator
+        model_output, timestep = _with_tokens(model_output, timestep, per_token_timesteps)
         prev_sample, pred_original_sample = super().step(
-            *_with_tokens(model_output, timestep, per_token_timesteps),
-            cast(sample, dtype),
-            eta,
-            None,
-            generator,
-            variance_noise,
-            return_dict=False,
+            model_output, timestep, cast(sample, dtype), eta, None, generator, variance_noise, return_dict=False
         )
         if not return_dict:
             return (prev_sample,)
@@ -363,7 +359,8 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         check_floating("model_output", model_output)
         check_floating("sample", sample)
         sample = cast(sample, torch.promote_types(sample.dtype, model_output.dtype))
-        return super().transition(*_with_tokens(model_output, timestep, per_token_timesteps), sample, eta)
+        model_output, timestep = _with_tokens(model_output, timestep, per_token_timesteps)
+        return super().transition(model_output, timestep, sample, eta)
 
     def noise_between(  # type: ignore[override]
         self,
@@ -386,7 +383,10 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         Raises:
             ValueError, TypeError: As `step`.
         """
-        return super().noise_between(model_output, timestep, sample, prev_sample, eta, per_token_timesteps)
+        check_floating("prev_sample", prev_sample)
+        check_same_shape("prev_sample", prev_sample, "sample", sample)
+        mean, std, _ = self.transition(model_output, timestep, sample, eta, per_token_timesteps)
+        return torch.where(std > 0, (prev_sample - mean) / torch.where(std > 0, std, 1.0), 0.0)
 
     def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None) -> int:
         """The index of a timestep in `timesteps`; a `schedule_timesteps` must be these."""
@@ -471,7 +471,9 @@ class EtaFlowMatchInverseScheduler(EtaFlowMatchScheduler):
         return EtaFlowMatchSchedulerOutput(prev_sample=next_sample, pred_original_sample=pred_original_sample)
 
 
-def _with_tokens(model_output: torch.Tensor, timestep: Any, per_token_timesteps: torch.Tensor | None):
+def _with_tokens(
+    model_output: torch.Tensor, timestep: Any, per_token_timesteps: torch.Tensor | None
+) -> tuple[torch.Tensor, Any]:
     """The model output and what tells the levels. With timesteps of its tokens, a pipeline gives -u."""
     if per_token_timesteps is None:
         return model_output, timestep

@@ -115,7 +115,7 @@ class EtaSteps:
     def step(
         self,
         model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
+        timestep: float | torch.Tensor,
         sample: torch.Tensor,
         eta: float | torch.Tensor | None = None,
         use_clipped_model_output: bool | None = None,
@@ -175,7 +175,7 @@ class EtaSteps:
     def transition(
         self,
         model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
+        timestep: float | torch.Tensor,
         sample: torch.Tensor,
         eta: float | torch.Tensor | None = None,
         use_clipped_model_output: bool | None = None,
@@ -199,7 +199,7 @@ class EtaSteps:
     def _transition(
         self,
         model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
+        timestep: float | torch.Tensor,
         sample: torch.Tensor,
         eta: float | torch.Tensor | None,
         use_clipped_model_output: bool | None,
@@ -294,7 +294,7 @@ class EtaSteps:
     def noise_between(
         self,
         model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
+        timestep: float | torch.Tensor,
         sample: torch.Tensor,
         prev_sample: torch.Tensor,
         eta: float | torch.Tensor | None = None,
@@ -320,7 +320,7 @@ class EtaSteps:
     def midpoint_step(
         self,
         model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
+        timestep: float | torch.Tensor,
         sample: torch.Tensor,
         other_sample: torch.Tensor,
         inverse: bool = False,
@@ -391,11 +391,11 @@ class EtaSteps:
         """What the model returns: one of those that `prediction_coefficients` knows."""
         return self.config.prediction_type
 
-    def _row(self, timestep: int | torch.Tensor, eta: float | torch.Tensor, sample: torch.Tensor):
+    def _row(self, timestep: Any, eta: float | torch.Tensor, sample: torch.Tensor):
         """The row of t, eta, and the square root to use on them: floats where reading t makes nobody wait."""
         raise NotImplementedError
 
-    def _rows_around(self, timestep: int | torch.Tensor) -> tuple[Row, Row]:
+    def _rows_around(self, timestep: Any) -> tuple[Row, Row]:
         """The rows of a timestep and of the next higher one of the grid, for a step that is linear in the sample."""
         raise NotImplementedError
 
