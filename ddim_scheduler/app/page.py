@@ -1,0 +1,360 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page, in Gradio: what is on it, and which function each part of it calls."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import torch
+
+from ..pipelines.inversion import INVERSION_METHODS
+from . import editing, pictures, snippets
+from .samplers import OURS, SAMPLERS, WITH_ETA, Model, Settings, distance, reference, sample
+
+RUNS_AT_ONCE = 2  # of all visitors; each run has all the processor's cores
+KEPT_SECONDS = 24 * 3600  # pictures on the server's disk
+NO_SAMPLER = "none"
+PROGRESS = gr.Progress()  # for the signature of a function that shows its progress; each call gets one of its own
+COMPARED = (OURS, "diffusers' DDIM", "DPM-Solver++", "UniPC")
+
+
+class Stopped(Exception):
+    """Ends a run that nobody waits for any more."""
+
+
+async def in_thread(progress: gr.Progress, function: Callable[..., Any], *args: Any) -> Any:
+    """
+    Calls a function with a `report` for its last argument, and shows its steps on the page. What it refuses is a
+    message there. If the page cancels this, the function ends at its next step.
+    """
+    stopped = threading.Event()
+
+    def report(done: int, total: int):
+        if stopped.is_set():
+            raise Stopped
+        progress((done, total), unit="steps")
+
+    try:
+        return await asyncio.to_thread(function, *args, report)
+    except (OSError, TypeError, ValueError) as error:
+        raise gr.Error(str(error), title="This cannot be done", print_exception=False) from error
+    finally:
+        stopped.set()
+
+
+def build_page(model: Model) -> gr.Blocks:
+    """The page of a model."""
+    with gr.Blocks(title="ddim-scheduler", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+        channels, height, width = model.shape
+        kind = {1: "gray images", 3: "colour images", 4: "images with transparency"}[channels]
+        gr.Markdown(f"# ddim-scheduler\n`{model.name}`: {kind} of {height}x{width} pixels.")
+        with gr.Tab("Sample"):
+            sample_tab(model, page)
+        with gr.Tab("Compare"):
+            compare_tab(model)
+        with gr.Tab("Interpolate"):
+            interpolate_tab(model)
+        with gr.Tab("Invert and edit"):
+            edit_tab(model)
+    return page
+
+
+def sample_tab(model: Model, page: gr.Blocks):
+    """Images of a seed; they are drawn again as soon as a setting is changed."""
+    with gr.Row():
+        with gr.Column(scale=1):
+            seed = seed_box()
+            count = gr.Slider(1, 64, 16, step=1, label="Images")
+            steps = steps_slider(model, 20)
+            eta = gr.Slider(0, 1, 0, step=0.05, label="η", info="0: deterministic. 1: as random as DDPM.")
+            grid = grid_choice(model)
+            clip = gr.Checkbox(model.clips, label="Clip x₀")
+            label, guidance = class_boxes(model)
+            stop = gr.Button("Stop")
+        with gr.Column(scale=2):
+            picture = picture_box("Samples")
+            summary = gr.Markdown()
+    strip = picture_box("x₀ as predicted, step by step")
+    code = code_box()
+
+    async def draw(seed, count, steps, eta, grid, clip, label, guidance, progress=PROGRESS):
+        settings = Settings(seed, count, steps, eta, **of_class(label, guidance), timestep_spacing=grid, clip=clip)
+        made = await in_thread(progress, sample, model, settings)
+        python = snippets.of_samples(model, settings)
+        return (
+            pictures.with_settings(pictures.grid(made.images), model, settings, python),
+            f"{len(made.timesteps)} calls of the network, {made.seconds:.1f} s",
+            pictures.with_settings(pictures.strip(made.predictions), model, settings, python),
+            python,
+        )
+
+    inputs = [seed, count, steps, eta, grid, clip, label, guidance]
+    run = gr.on(
+        [page.load, *(box.change for box in inputs)],
+        draw,
+        inputs,
+        [picture, summary, strip, code],
+        show_progress_on=picture,
+        **RUN,
+    )
+    stop.click(None, cancels=run)
+
+
+def compare_tab(model: Model):
+    """The same seeds through up to four samplers, and how far each is from where all timesteps lead."""
+    with gr.Row():
+        seed = seed_box()
+        count = gr.Slider(1, 16, 4, step=1, label="Images")
+        label, guidance = class_boxes(model)
+        wants_distance = gr.Checkbox(
+            True,
+            label=f"Distance to {model.num_train_timesteps} steps",
+            info="Root mean square over the pixels, in [0, 1]. It takes a while, the first time for these images.",
+        )
+    inputs, shown, notes = [seed, count, label, guidance, wants_distance], [], []
+    with gr.Row():
+        for k, name in enumerate(COMPARED):
+            with gr.Column(min_width=200):
+                sampler = gr.Dropdown([*SAMPLERS, NO_SAMPLER], value=name, label=f"Sampler {k + 1}")
+                steps = steps_slider(model, 10)
+                eta = gr.Slider(0, 1, 0, step=0.05, label="η", interactive=name in WITH_ETA)
+                grid = grid_choice(model)
+                sampler.change(eta_of_sampler, [sampler, eta], eta, show_progress="hidden")
+                shown.append(picture_box(f"Samples {k + 1}", show_label=False))
+                notes.append(gr.Markdown())
+            inputs += [sampler, steps, eta, grid]
+    with gr.Row():
+        start = gr.Button("Compare", variant="primary")
+        stop = gr.Button("Stop")
+    converged = picture_box(f"DDIM with all {model.num_train_timesteps} steps", height=300)
+    code = code_box()
+
+    async def compare(progress=PROGRESS, *values) -> AsyncIterator[dict]:
+        seed, count, label, guidance, wants_distance, *columns = values
+        shared = Settings(seed, count, **of_class(label, guidance))
+        made: list[tuple[Any, str]] = []
+        code_of_all = []
+        yield dict.fromkeys([*shown, *notes, converged])
+        for k in range(len(COMPARED)):
+            name, steps, eta, grid = columns[4 * k : 4 * k + 4]
+            if name == NO_SAMPLER:
+                made.append((None, ""))
+                continue
+            settings = replace(shared, sampler=name, num_inference_steps=steps, eta=eta, timestep_spacing=grid)
+            result = await in_thread(progress, sample, model, settings)
+            python = snippets.of_samples(model, settings)
+            code_of_all.append(f"# {name}\n{python}")
+            note = f"{len(result.timesteps)} calls, {result.seconds:.1f} s"
+            made.append((result.images, note))
+            picture = pictures.with_settings(pictures.grid(result.images), model, settings, python)
+            yield {shown[k]: picture, notes[k]: note, code: "\n\n".join(code_of_all)}
+        if not wants_distance:
+            return
+        exact = await in_thread(progress, reference, model, shared)
+        yield {
+            converged: pictures.grid(exact),
+            **{
+                box: note if images is None else f"{note}, **distance {distance(images, exact):.4f}**"
+                for box, (images, note) in zip(notes, made, strict=True)
+            },
+        }
+
+    run = start.click(compare, inputs, [*shown, *notes, converged, code], show_progress_on=converged, **RUN)
+    stop.click(None, cancels=run)
+
+
+def interpolate_tab(model: Model):
+    """The way from one seed or picture to another."""
+    with gr.Row():
+        with gr.Column():
+            seed_a = seed_box("From seed", 0)
+            file_a = upload_box("or from a picture")
+        with gr.Column():
+            seed_b = seed_box("To seed", 1)
+            file_b = upload_box("or to a picture")
+        with gr.Column():
+            count = gr.Slider(3, 16, 8, step=1, label="Images on the way")
+            steps = steps_slider(model, 20)
+            grid = grid_choice(model)
+            label, guidance = class_boxes(model)
+            start = gr.Button("Interpolate", variant="primary")
+            stop = gr.Button("Stop")
+    row = picture_box("From one to the other", show_label=False)
+    frames = gr.State([])
+    place = gr.Slider(0, 1, 0.5, step=0.01, label="Place on the way")
+    one = picture_box("There", height=256)
+    code = code_box()
+
+    async def interpolate(
+        seed_a, file_a, seed_b, file_b, count, steps, grid, place, label, guidance, progress=PROGRESS
+    ):
+        settings = Settings(num_inference_steps=steps, timestep_spacing=grid, **of_class(label, guidance))
+        a, b = (seed if file is None else read(file, model) for seed, file in ((seed_a, file_a), (seed_b, file_b)))
+        images = await in_thread(progress, editing.interpolate, model, a, b, count, settings)
+        seed_a, seed_b = (seed if file is None else None for seed, file in ((seed_a, file_a), (seed_b, file_b)))
+        python = snippets.of_interpolation(model, seed_a, seed_b, count, settings)
+        frames = [pictures.grid(image[None]) for image in images]
+        picture = pictures.grid(images, columns=len(images), size=2 * pictures.SHOWN_SIZE)
+        return pictures.with_settings(picture, model, settings, python), frames, frame_at(place, frames), python
+
+    inputs = [seed_a, file_a, seed_b, file_b, count, steps, grid, place, label, guidance]
+    run = start.click(interpolate, inputs, [row, frames, one, code], show_progress_on=row, **RUN)
+    stop.click(None, cancels=run)
+    place.change(frame_at, [place, frames], one, show_progress="hidden", queue=False)
+
+
+def edit_tab(model: Model):
+    """A picture turned into noise and back, varied, or painted anew where someone has drawn."""
+    _, height, width = model.shape
+    with gr.Row():
+        with gr.Column():
+            file = upload_box("A picture")
+            seed = seed_box()
+            taken = gr.Button("Take a sample of the model")
+        with gr.Column():
+            editor = gr.ImageEditor(
+                label="As the model sees it",
+                type="numpy",
+                sources=[],
+                transforms=[],
+                layers=False,
+                brush=gr.Brush(default_size=48, colors=["#ff0000"], color_mode="fixed"),
+                format="png",
+                buttons=["download"],
+            )
+            gr.Markdown("Draw where it is to be painted anew. Without a drawing, all of it is varied.")
+        with gr.Column():
+            steps = steps_slider(model, 20)
+            grid = grid_choice(model)
+            label, guidance = class_boxes(model)
+            stop = gr.Button("Stop")
+    with gr.Row():
+        with gr.Column():
+            method = gr.Dropdown(INVERSION_METHODS, label="Method of the inversion")
+            invert_button = gr.Button("Invert", variant="primary")
+            with gr.Row():
+                latents = picture_box("Its noise")
+                back = picture_box("Back from the noise")
+            found_note = gr.Markdown()
+        with gr.Column():
+            with gr.Row():
+                strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info="How much is replaced")
+                eta = gr.Slider(0, 1, 0, step=0.05, label="η", info="Noise of the steps")
+            with gr.Row():
+                resamples = gr.Slider(1, 10, 1, step=1, label="Resamples", info="Of each step within a drawing")
+                count = gr.Slider(1, 16, 4, step=1, label="Variations", info="Number of pictures")
+            edit_button = gr.Button("Edit", variant="primary")
+            with gr.Row():
+                varied = picture_box("Variations")
+                painted = picture_box("Painted anew: what is white")
+    code = code_box()
+
+    async def take(seed, steps, grid, label, guidance, progress=PROGRESS):
+        settings = Settings(seed, 1, steps, timestep_spacing=grid, **of_class(label, guidance))
+        made = await in_thread(progress, sample, model, settings)
+        return pictures.grid(made.images, size=width)  # its own pixels, which are not scaled when they are read
+
+    async def invert(file, seed, steps, grid, method, label, guidance, progress=PROGRESS):
+        settings = Settings(seed, 1, steps, timestep_spacing=grid, **of_class(label, guidance))
+        picture = read(file, model)
+        found = await in_thread(progress, editing.invert, model, picture, settings, method)
+        python = snippets.of_round_trip(model, settings, method)
+        text = (
+            f"The picture comes back with a root mean square difference of **{found.distance:.2g}**, the largest is "
+            f"{found.largest:.2g} (of pixels in [0, 1]). The inversion called the network {found.model_calls} times. "
+            f"Standard deviation of the noise: {found.latents.std():.2f}."
+        )
+        shown = [pictures.grid(image) for image in (pictures.noise(found.latents), found.image)]
+        return *(pictures.with_settings(image, model, settings, python) for image in shown), text, python
+
+    async def edit(file, drawn, seed, steps, grid, strength, eta, resamples, count, label, guidance, progress=PROGRESS):
+        settings = Settings(seed, count, steps, eta, timestep_spacing=grid, **of_class(label, guidance))
+        picture = read(file, model)
+        mask = pictures.read_mask(drawn["layers"] if drawn else [], height, width)
+        made = await in_thread(progress, editing.edit, model, picture, mask, settings, strength, resamples)
+        python = snippets.of_edit(model, settings, strength, resamples, mask is not None)
+        shown_mask = torch.ones(1, 1, height, width) if mask is None else mask
+        return pictures.with_settings(pictures.grid(made), model, settings, python), pictures.grid(shown_mask), python
+
+    def show(file: str | None):
+        return None if file is None else pictures.grid(read(file, model)).convert("RGB")
+
+    file.change(show, file, editor, show_progress="hidden")
+    taking = taken.click(take, [seed, steps, grid, label, guidance], file, **RUN)
+    inverting = invert_button.click(
+        invert, [file, seed, steps, grid, method, label, guidance], [latents, back, found_note, code], **RUN
+    )
+    inputs = [file, editor, seed, steps, grid, strength, eta, resamples, count, label, guidance]
+    run = edit_button.click(edit, inputs, [varied, painted, code], **RUN)
+    stop.click(None, cancels=[taking, inverting, run])
+
+
+RUN: dict[str, Any] = {
+    "trigger_mode": "always_last",  # what is changed during a run is drawn after it
+    "concurrency_id": "model",
+    "concurrency_limit": RUNS_AT_ONCE,
+}
+
+
+def seed_box(label: str = "Seed", value: int = 0) -> gr.Number:
+    return gr.Number(value, label=label, precision=0, minimum=0)
+
+
+def steps_slider(model: Model, value: int) -> gr.Slider:
+    return gr.Slider(1, min(100, model.num_train_timesteps), value, step=1, label="Steps")
+
+
+def grid_choice(model: Model) -> gr.Dropdown:
+    return gr.Dropdown(model.spacings, value=model.config.timestep_spacing, label="Grid of timesteps")
+
+
+def class_boxes(model: Model) -> tuple[gr.Dropdown, gr.Slider]:
+    """The class, and guidance towards it; hidden for a model without classes."""
+    has_classes = model.num_classes > 0
+    choices = [("all in turn", -1), *((str(k), k) for k in range(model.num_classes))]
+    return (
+        gr.Dropdown(choices, value=-1, label="Class", visible=has_classes),
+        gr.Slider(0, 10, 1, step=0.5, label="Guidance", info="1: none", visible=has_classes),
+    )
+
+
+def of_class(label: int, guidance: float) -> dict[str, Any]:
+    """The settings of `class_boxes`."""
+    return {"class_label": None if label == -1 else label, "guidance_scale": guidance}
+
+
+def picture_box(label: str, **arguments: Any) -> gr.Image:
+    return gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"], **arguments)
+
+
+def upload_box(label: str) -> gr.Image:
+    """Gives the file as it is, for this package's own reader."""
+    return gr.Image(label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"])
+
+
+def code_box() -> gr.Code:
+    return gr.Code("# comes with the pictures", language="python", label="The same in Python", interactive=False)
+
+
+def eta_of_sampler(name: str, eta: float) -> dict:
+    takes_eta = name in WITH_ETA
+    return gr.update(interactive=takes_eta, value=eta if takes_eta else 0)
+
+
+def read(file: str | None, model: Model) -> torch.Tensor:
+    """The uploaded picture, as the model sees it."""
+    if file is None:
+        raise gr.Error("There is no picture yet: upload one, or take a sample of the model.", print_exception=False)
+    try:
+        return pictures.read_picture(file, model.shape)
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def frame_at(place: float, frames: list[Any]) -> Any:
+    """The frame nearest to a place in [0, 1]."""
+    return frames[round(place * (len(frames) - 1))] if frames else None
