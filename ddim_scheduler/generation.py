@@ -69,7 +69,7 @@ def generate_images(
     rank, is_main = state.process_index, state.is_main_process
 
     # 1. everything that can be refused, before anything is written
-    suffix = ".png" if pipeline.unet.config.in_channels in PICTURE_CHANNELS else ".npy"
+    suffix = ".png" if pipeline.image_channels in PICTURE_CHANNELS else ".npy"
     pipeline.scheduler.set_timesteps(num_inference_steps)  # refuses what it cannot do
     num_embeds = pipeline.unet.config.num_class_embeds
     num_classes = num_classes or (num_embeds and max(1, num_embeds - 1))
@@ -183,7 +183,7 @@ def check_makes_pictures(unet: UNet2DModel, name: str):
     Raises:
         ValueError: If it has not 1, 3 or 4 channels.
     """
-    channels = unet.config.in_channels
+    channels = _image_channels(unet)
     if channels not in PICTURE_CHANNELS:
         raise ValueError(
             f"The model of {name} makes images of {channels} channels, but pictures have {PICTURE_CHANNELS}: take the "
@@ -202,7 +202,16 @@ def image_shape(unet: UNet2DModel) -> tuple[int, int, int]:
     if size is None:
         raise ValueError("The UNet must have a `sample_size`.")
     height, width = (size, size) if isinstance(size, int) else size
-    return unet.config.in_channels, height, width
+    return (
+        min(unet.config.in_channels, unet.config.out_channels),
+        height,
+        width,
+    )  # one may be of more: see EtaDDIMPipeline
+
+
+def _image_channels(unet: UNet2DModel) -> int:
+    """Without those of a condition, which are taken, or of a learned variance, which are returned."""
+    return min(unet.config.in_channels, unet.config.out_channels)
 
 
 def weights_digest(unet: UNet2DModel) -> str:

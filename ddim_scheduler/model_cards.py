@@ -51,13 +51,19 @@ def pipeline_card(
     arguments, imports, latents = f"batch_size=4, num_inference_steps={steps}, seed=0", "", ""
     if is_conditional:
         arguments += ", class_labels=[0] * 4"
-    if unet.config.in_channels not in (1, 3, 4):  # no picture
+    if pipeline.image_channels not in (1, 3, 4):  # no picture
         arguments += ', output_type="np"'
     if unet.config.sample_size is None:
         size = 8 * 2 ** (len(unet.config.block_out_channels) - 1)
         imports = "import torch\n"
-        latents = f"latents = torch.randn(4, {unet.config.in_channels}, {size}, {size})  # any height and width\n"
+        latents = f"latents = torch.randn(4, {pipeline.image_channels}, {size}, {size})  # any height and width\n"
         arguments += ", latents=latents"
+    kind = "A class-conditional" if is_conditional else "An unconditional"
+    if pipeline.condition_channels:
+        kind = f"{'A class-conditional' if is_conditional else 'An'} image-to-image"
+        imports += "import PIL.Image\n"
+        latents += 'condition = PIL.Image.open("condition.png")  # what the images are made from\n'
+        arguments += ", condition=condition"
     sampling = f"{latents}images = pipe({arguments}).images"
     settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and not isinstance(v, list)}
 
@@ -66,7 +72,7 @@ def pipeline_card(
     if (folder / "sample.png").is_file():
         parts.append("![Samples](sample.png)")
     parts += [
-        f"{'A class-conditional' if is_conditional else 'An unconditional'} image model, trained as a "
+        f"{kind} image model, trained as a "
         "[DDPM](https://arxiv.org/abs/2006.11239), sampled by [DDIM](https://arxiv.org/abs/2010.02502).",
         "## Use",
         "With the package ddim-scheduler:",

@@ -190,8 +190,11 @@ def main(argv: list[str] | None = None) -> Path:
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
     config = pipeline.unet.config
-    if config.num_class_embeds is not None or config.sample_size is None or config.in_channels not in PICTURE_CHANNELS:
-        parser.error(f"pipeline must have no classes, a `sample_size` and 1, 3 or 4 channels: {args.pipeline}")
+    is_conditional = config.num_class_embeds is not None or pipeline.condition_channels
+    if is_conditional or config.sample_size is None or pipeline.image_channels not in PICTURE_CHANNELS:
+        parser.error(
+            f"pipeline must have no classes or condition, a `sample_size` and 1, 3 or 4 channels: {args.pipeline}"
+        )
     if args.num_inference_steps[-1] > len(pipeline.scheduler):
         parser.error(
             f"--num_inference_steps must be at most {len(pipeline.scheduler)}, but are {args.num_inference_steps}"

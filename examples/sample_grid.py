@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> Path:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
-    makes_pictures = pipeline.unet.config.in_channels in PICTURE_CHANNELS
+    makes_pictures = pipeline.image_channels in PICTURE_CHANNELS
     num_embeds = pipeline.unet.config.num_class_embeds  # the last of them means no class
     labels = None if num_embeds is None else [k % max(1, num_embeds - 1) for k in range(args.num_images)]
     start = time.perf_counter()

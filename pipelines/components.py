@@ -12,8 +12,9 @@ import torch
 from diffusers import ConfigMixin, DDIMParallelScheduler, DDIMScheduler, UNet2DModel
 from diffusers.utils import logging
 
+from ..image_files import scale_to
 from ..validation import check_choice, check_generator, check_integer, check_number
-from .images import to_labels
+from .images import to_labels, to_tensor
 
 logger = logging.get_logger(__name__)
 
@@ -53,16 +54,19 @@ def check_network(unet: Any):
 
 
 def check_channels(unet: Any, variance_type: str | None):
-    """Refuses a network that returns another number of channels than the scheduler takes."""
+    """
+    Refuses a network that returns another number of channels than the scheduler takes. Those that it takes beyond what
+    it returns are of a condition, which goes without a learned variance.
+    """
     if unet is None:
         return
     network = unwrapped(unet)
     taken, returned = network.config.in_channels, network.config.out_channels
     is_learned = variance_type in ("learned", "learned_range")
     is_known = type(network).forward is UNet2DModel.forward  # another one may return what it likes
-    if returned < taken or (is_known and returned != (2 * taken if is_learned else taken)):
+    if (returned < taken and is_learned) or (is_known and (returned != 2 * taken if is_learned else returned > taken)):
         raise ValueError(
-            f"`unet` must return {'twice as many' if is_learned else 'as many'} channels as it takes, since the "
+            f"`unet` must return {'twice' if is_learned else 'at most'} as many channels as it takes, since the "
             f"scheduler's `variance_type` is {variance_type!r}, but it takes {taken} and returns {returned}."
         )
 
@@ -157,17 +161,35 @@ class Components(ConfigMixin):
         if method == "o_belm" and self._alpha_cumprod(first) == 0:
             raise ValueError(f"`method` 'o_belm' cannot start at timestep {first}, where there is no signal.")
 
-    def _predict(self, latents, t, t_on_device, class_labels, guidance_scale) -> torch.Tensor:
-        """What the UNet returns for x_t, with classifier-free guidance."""
-        model_input = self.scheduler.scale_model_input(latents, t).to(self._network.dtype)
+    @property
+    def image_channels(self) -> int:
+        """The number of channels C of the images."""
+        return min(self._network.config.in_channels, self._network.config.out_channels)
+
+    @property
+    def condition_channels(self) -> int:
+        """The number of channels of a condition, which the UNet takes after those of x_t; 0 without."""
+        return self._network.config.in_channels - self.image_channels
+
+    def _predict(self, latents, t, t_on_device, class_labels, condition, guidance_scale) -> torch.Tensor:
+        """What the UNet returns for x_t and the condition, with classifier-free guidance."""
+        model_input = self.scheduler.scale_model_input(latents, t)
+        without = model_input  # the condition, which is 0 then, and the class
+        if condition is not None:
+            model_input, without = (
+                torch.cat([model_input, c], dim=1) for c in (condition, torch.zeros_like(condition))
+            )
         if guidance_scale == 1:
-            return self.unet(model_input, t_on_device, class_labels).sample
-        no_class = torch.full_like(class_labels, self._network.config.num_class_embeds - 1)
-        twice = self.unet(torch.cat([model_input] * 2), t_on_device, torch.cat([class_labels, no_class])).sample
-        with_class, without = twice.float().chunk(2)
+            return self.unet(model_input.to(self._network.dtype), t_on_device, class_labels).sample
+        labels = None
+        if class_labels is not None:
+            no_class = torch.full_like(class_labels, self._network.config.num_class_embeds - 1)
+            labels = torch.cat([class_labels, no_class])
+        twice = self.unet(torch.cat([model_input, without]).to(self._network.dtype), t_on_device, labels).sample
+        with_both, with_none = twice.float().chunk(2)
         channels = latents.shape[1]  # a learned variance follows them
-        guided = torch.lerp(without[:, :channels], with_class[:, :channels], guidance_scale)
-        return torch.cat([guided, with_class[:, channels:]], dim=1)
+        guided = torch.lerp(with_none[:, :channels], with_both[:, :channels], guidance_scale)
+        return torch.cat([guided, with_both[:, channels:]], dim=1)
 
     def _alpha_cumprod(self, t: int | torch.Tensor) -> torch.Tensor:
         """alpha-bar of a timestep, or for -1 of where the last step goes to."""
@@ -190,7 +212,7 @@ class Components(ConfigMixin):
 
     def _check_output_type(self, output_type: Any):
         check_choice("output_type", output_type, OUTPUT_TYPES)
-        channels = self._network.config.in_channels
+        channels = self.image_channels
         if output_type == "pil" and channels not in (1, 3, 4):
             raise ValueError(f"`output_type` 'pil' needs 1, 3 or 4 channels, but the UNet has {channels}; use 'np'.")
 
@@ -232,6 +254,26 @@ class Components(ConfigMixin):
                 "`height` and `width`."
             )
 
+    def _to_condition(self, condition: Any, size: tuple[int, int], batch_size: int) -> torch.Tensor | None:
+        """The condition in [-1, 1], scaled to the images' size and repeated for each of them."""
+        channels = self.condition_channels
+        if (condition is None) != (channels == 0):
+            raise ValueError(
+                f"`condition` must be given exactly if the UNet takes more channels than it returns, but it takes "
+                f"{self._network.config.in_channels}, returns {self._network.config.out_channels}, and `condition` is "
+                f"{'None' if condition is None else 'given'}."
+            )
+        if condition is None:
+            return None
+        condition = to_tensor("condition", condition, channels)
+        height, width = condition.shape[-2:]
+        if abs(height * size[1] - width * size[0]) > 0.01 * width * size[0]:
+            raise ValueError(f"`condition` must have the proportions of {size}, but its size is {height, width}.")
+        if len(condition) not in (1, batch_size):
+            raise ValueError(f"`condition` must hold one image or `batch_size` = {batch_size}, not {len(condition)}.")
+        scaled = torch.stack([scale_to(image, *size) for image in condition])
+        return 2 * scaled.to(self._execution_device).expand(batch_size, -1, -1, -1) - 1
+
     def _check_class_labels(self, class_labels, guidance_scale, batch_size):
         if (class_labels is None) != (self._network.class_embedding is None):
             raise ValueError(
@@ -247,9 +289,11 @@ class Components(ConfigMixin):
             if number is not None and not ((labels >= 0) & (labels < number)).all():
                 raise ValueError(f"`class_labels` must be in 0..{number - 1}, but are {class_labels!r}.")
         check_number("guidance_scale", guidance_scale)
-        if guidance_scale != 1 and (class_labels is None or number is None):
+        can_leave_out = self.condition_channels if class_labels is None else number is not None
+        if guidance_scale != 1 and not can_leave_out:
             raise ValueError(
-                f"`guidance_scale` is {guidance_scale}, but the UNet has no `num_class_embeds` classes to guide to."
+                f"`guidance_scale` is {guidance_scale}, but the UNet has no `num_class_embeds` classes and no "
+                "condition to guide to."
             )
 
     def _check_finite(self, name: str, tensor: torch.Tensor):

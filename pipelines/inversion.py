@@ -104,6 +104,7 @@ class Inversion(Components):
         generator: torch.Generator | list[torch.Generator] | None = None,
         class_labels: list[int] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        condition: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
     ) -> EtaDDIMInversionOutput:
@@ -141,7 +142,7 @@ class Inversion(Components):
                 For `"noise_record"`: gives image k a generator of its own, as in a call.
             generator (`torch.Generator` or a list of B, *optional*):
                 For `"noise_record"`: source of the noise, instead of `seed`.
-            class_labels, guidance_scale, height, width:
+            class_labels, guidance_scale, condition, height, width:
                 As in a call.
 
         Returns:
@@ -176,8 +177,9 @@ class Inversion(Components):
         needed = {"o_belm": "midpoint_step", "noise_record": "noise_between"}.get(method, "step")
         self._check_method_of_scheduler("method", method, needed)
         self._check_scheduler_does_not_clip()
-        sample = to_tensor("image", image, self._network.config.in_channels)
+        sample = to_tensor("image", image, self.image_channels)
         self._check_size("image", sample, height, width)
+        condition = self._to_condition(condition, (sample.shape[2], sample.shape[3]), len(sample))
         self._check_class_labels(class_labels, guidance_scale, len(sample))
         check_randomness(seed, generator, len(sample))
 
@@ -196,7 +198,8 @@ class Inversion(Components):
             nonlocal calls
             calls += 1
             labels = None if class_labels is None else class_labels[rows]
-            return self._predict(sample, t, t_on_device, labels, guidance_scale)
+            conditions = None if condition is None else condition[rows]
+            return self._predict(sample, t, t_on_device, labels, conditions, guidance_scale)
 
         def solve(sample, t, t_on_device, s):
             """x_t and the residual of each image; the plain inversion if there are no iterations."""
@@ -265,6 +268,7 @@ class Inversion(Components):
         timesteps: list[int] | None = None,
         class_labels: list[int] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        condition: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
         output_type: str = "pil",
@@ -286,6 +290,8 @@ class Inversion(Components):
                 As in a call.
             class_labels (`list[int]` or `torch.Tensor` of B integers, *optional*):
                 Classes of the B pairs, for a class-conditional UNet.
+            condition (as in a call, *optional*):
+                Conditions of the B pairs.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: B times n images, those of the first pair first.
@@ -312,17 +318,21 @@ class Inversion(Components):
             "height": ends[0].shape[2],
             "width": ends[0].shape[3],
         }
+        pairs = self._to_condition(condition, (ends[0].shape[2], ends[0].shape[3]), len(ends[0]))
         start, end = (
-            self.invert(end, class_labels=class_labels, **settings).latents if is_image else end
+            self.invert(end, class_labels=class_labels, condition=condition, **settings).latents if is_image else end
             for end, is_image in zip(ends, are_images, strict=True)
         )
         latents = slerp(start, end, torch.linspace(0, 1, n)).transpose(0, 1).flatten(0, 1)
         if class_labels is not None:
             class_labels = to_labels(class_labels).repeat_interleave(n)
+        if pairs is not None:
+            pairs = (pairs / 2 + 0.5).repeat_interleave(n, dim=0)
         return self(
             eta=0.0,
             latents=latents,
             class_labels=class_labels,
+            condition=pairs,
             output_type=output_type,
             return_dict=return_dict,
             **settings,
@@ -330,7 +340,7 @@ class Inversion(Components):
 
     def _to_tensor_of_end(self, name: str, end: Any, height: Any, width: Any) -> torch.Tensor:
         """The latents of an end of `interpolate`, or its images in [0, 1], (B, C, H, W)."""
-        channels, device = self._network.config.in_channels, self._execution_device
+        channels, device = self.image_channels, self._execution_device
         if _are_seeds(end):
             seeds = end if isinstance(end, list) else [end]
             for seed in seeds:

@@ -44,7 +44,8 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
     Args:
         unet (`UNet2DModel`):
             Predicts epsilon, x_0 or v (as the scheduler's `prediction_type` says) from x_t and t. It returns as many
-            channels as it takes, twice as many for a learned variance. Also one in `torch.compile`, DDP or PEFT, or of
+            channels as it takes, twice as many for a learned variance; the channels that it takes beyond those it
+            returns are of a `condition`. Also one in `torch.compile`, DDP or PEFT, or of
             another class that is called in the same way.
         scheduler (`SchedulerMixin`):
             Kept as it is if it is an `EtaDDIMScheduler` or of a class derived from that, or if its `step` takes `eta`.
@@ -99,6 +100,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         strength: float | None = None,
         mask: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None,
         num_resamples: int = 1,
+        condition: PIL.Image.Image | list[PIL.Image.Image] | np.ndarray | torch.Tensor | None = None,
         height: int | None = None,
         width: int | None = None,
         variance_noise: torch.Tensor | None = None,
@@ -115,7 +117,8 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
 
         Args:
             batch_size (`int`, *optional*):
-                Number B of images, at least 1. If not given, that of `latents`, `image` or `class_labels`, or 1.
+                Number B of images, at least 1. If not given, that of `latents`, `image`, `condition` or `class_labels`,
+                or 1.
             num_inference_steps (`int`, defaults to 50):
                 Number N of steps, at least 1. Not used if `timesteps` are given.
             eta (`float`, *optional*):
@@ -133,8 +136,9 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
                 Classes, for a class-conditional UNet.
             guidance_scale (`float`, defaults to 1.0):
                 w of classifier-free guidance (https://arxiv.org/abs/2207.12598), finite: the model output is
-                `without + w (with - without)` class. If it is not 1, the last of the UNet's `num_class_embeds` classes
-                is taken as "no class", which the UNet must have been trained with; a step calls it once, for 2B images.
+                `without + w (with - without)` class and condition. If it is not 1, the last of the UNet's
+                `num_class_embeds` classes is taken as "no class" and 0, mid-gray, as no condition, which the UNet must
+                have been trained with; a step calls it once, for 2B images.
             image (PIL image or a list of B, array `(B, H, W, C)` or tensor `(B, C, H, W)` in [0, 1], *optional*):
                 The start image x_0, what `output_type` `"pil"`, `"np"` and `"pt"` return. One image serves the whole
                 batch.
@@ -147,6 +151,9 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
             num_resamples (`int`, defaults to 1):
                 How often each step within a mask is done: after all but the last time the noise of the step is added
                 again, so that the painted region learns of the kept one (RePaint, https://arxiv.org/abs/2201.09865).
+            condition (as `image`, with the channels that the UNet takes beyond those it returns, *optional*):
+                What the images are made from, for a UNet that was trained with such pictures: a smaller image, a map, a
+                mask. It is scaled to their size, and one serves the whole batch.
             height, width (`int`, *optional*):
                 Size of the images, divisible by the UNet's reduction. The UNet's `sample_size` if not given.
             variance_noise (`torch.Tensor` of shape `(N, B, C, H, W)`, *optional*):
@@ -189,7 +196,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         """
         if strength is None:
             strength = 0.8 if image is not None and mask is None else 1.0
-        shape, start, mask = self.check_inputs(
+        shape, start, mask, condition = self.check_inputs(
             batch_size,
             num_inference_steps,
             eta,
@@ -203,6 +210,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
             strength,
             mask,
             num_resamples,
+            condition,
             height,
             width,
             variance_noise,
@@ -247,7 +255,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
             if variance_noise is not None:
                 step_kwargs |= {"generator": None, "variance_noise": variance_noise[i].to(device, dtype)}
             for resample in reversed(range(num_resamples)):
-                model_output = self._predict(latents, t, t_on_device, class_labels, guidance_scale)
+                model_output = self._predict(latents, t, t_on_device, class_labels, condition, guidance_scale)
                 if method == "o_belm" and last_latents is not None:
                     sample = self.scheduler.midpoint_step(model_output, t, latents, last_latents)
                 else:
@@ -290,6 +298,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         strength,
         mask,
         num_resamples,
+        condition,
         height,
         width,
         variance_noise,
@@ -299,10 +308,10 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         output_type,
         callback_on_step_end,
         callback_on_step_end_tensor_inputs,
-    ) -> tuple[tuple[int, int, int, int], torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[tuple[int, int, int, int], torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """
-        Checks the arguments of a call. Returns the shape of its latents, the start image in [-1, 1] and the mask, each
-        with one image or B.
+        Checks the arguments of a call. Returns the shape of its latents, the start image in [-1, 1], the mask, with one
+        image or B, and the condition in [-1, 1].
         """
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
@@ -312,7 +321,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         if use_clipped_model_output is not None:
             check_bool("use_clipped_model_output", use_clipped_model_output)
             self._check_taken_by("step", "use_clipped_model_output", use_clipped_model_output)
-        channels = self._network.config.in_channels
+        channels = self.image_channels
         if latents is not None and not (isinstance(latents, torch.Tensor) and latents.ndim == 4):
             raise TypeError(f"`latents` must be a tensor of shape (B, C, H, W), but is {latents!r}.")
         if image is not None:
@@ -321,7 +330,8 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
             mask = to_tensor("mask", mask, 1)
         if batch_size is None:
             labels = None if class_labels is None else to_labels(class_labels)
-            batch_size = max(len(given) for given in ([None], latents, image, labels) if given is not None)
+            conditions = condition if isinstance(condition, list | np.ndarray | torch.Tensor) else None
+            batch_size = max(len(given) for given in ([None], latents, image, labels, conditions) if given is not None)
         check_randomness(seed, generator, batch_size)
 
         size = self._image_size(height, width, image if latents is None else latents)
@@ -333,6 +343,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
                 self._check_size(name, tensor, *size)
                 if len(tensor) not in (1, batch_size):
                     raise ValueError(f"`{name}` must hold one image or `batch_size` = {batch_size}, not {len(tensor)}.")
+        condition = self._to_condition(condition, size, batch_size)
         if image is None and mask is not None:
             raise ValueError("`mask` is given without an `image` to be kept outside of it.")
         check_number("strength", strength)
@@ -374,4 +385,4 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be of {self._callback_tensor_inputs}, but is {names!r}."
             )
-        return shape, image, mask
+        return shape, image, mask, condition

@@ -189,11 +189,11 @@ def test_network_of_another_kind_is_refused(network_class, settings, is_compiled
 
 @pytest.mark.parametrize(
     ("taken", "returned", "variance_type"),
-    [(4, 3, None), (2, 4, None), (3, 1, "sigma_hat"), (2, 2, "learned"), (4, 6, "learned_range"), (4, 2, "learned")],
+    [(3, 4, None), (2, 4, None), (1, 3, "sigma_hat"), (2, 2, "learned"), (4, 6, "learned_range"), (4, 2, "learned")],
 )
 def test_channels_that_do_not_fit_are_refused(small_unet, taken, returned, variance_type):
     network = small_unet(in_channels=taken, out_channels=returned)
-    message = f"`unet` must return .* channels as it takes, .* but it takes {taken} and returns {returned}"
+    message = f"`unet` must return .* as many channels as it takes, .* but it takes {taken} and returns {returned}"
     with pytest.raises(ValueError, match=message):
         EtaDDIMPipeline(unet=network, scheduler=EtaDDIMScheduler(variance_type=variance_type))
 
