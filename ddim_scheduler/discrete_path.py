@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .arithmetic import add, cast, computing_dtype, is_on_host, is_readable, times, to_device
+from .fitted_tables import check_model
 from .live_attributes import LiveAttributes, counted, values_of
 from .noise_schedules import as_betas, betas_of, log_alphas_cumprod_of, log_of_alphas_cumprod
 from .steps import EtaSteps, Row, StepTable
@@ -67,6 +68,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         log = np.append(log_alphas_cumprod, final)  # timestep -1 is where the last step goes to
         levels = log, np.exp(log / 2), np.sqrt(-np.expm1(log))
         grid = as_timesteps(timesteps, num_timesteps) if self._has_grid else np.arange(num_timesteps)[::-1]
+        check_model(self.config.fitted_tables, self.config.prediction_type, levels[2])
 
         # from here on nothing is refused
         self._log_alphas_cumprod, self._levels = log_alphas_cumprod, levels
@@ -92,7 +94,8 @@ class DiscretePath(LiveAttributes, EtaSteps):
             timesteps = counted(to_device(torch.from_numpy(grid), device))
         table = self._table_of(self._levels, prev_timesteps, device)
         # assigned together, so that a device that is not there changes nothing
-        self._prev_timesteps, self._table = prev_timesteps, table
+        self._prev_timesteps, self._table, self._fitted_weights = prev_timesteps, table, None
+        self._begin_loop()
         self._publish({"timesteps": timesteps}, {"timesteps": grid.copy()})
 
     def _set_number(self, num_inference_steps: int | None):
@@ -161,6 +164,14 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if is_readable(timesteps):
             self._check_signal(timesteps.numpy())
         return row, check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
+
+    def _index_of(self, timestep: int | torch.Tensor) -> int | None:
+        if not is_on_host(timestep):
+            if isinstance(timestep, torch.Tensor) and timestep.numel() == 1:
+                return None
+            raise ValueError(f"`timestep` must be one of the grid for a step with a history, but is {timestep}.")
+        places = np.flatnonzero(self._published["timesteps"] == self._check_timestep(timestep))
+        return int(places[0]) if len(places) else -1
 
     def _row_of(self, t: int) -> Row:
         row = self._table.row(t)

@@ -59,6 +59,8 @@ def adapt_config(config: dict[str, Any], cls: type, given: dict[str, Any]) -> tu
             config["clip_sample"], reason = True, "as DDIMScheduler does by default"
         state = "is" if config["clip_sample"] else "is not"
         logger.info(f"`config` has no `clip_sample`: x_0 {state} clipped, {reason}. `clip_sample=` decides otherwise.")
+    if "fitted_tables" not in config and (is_of_object or "_class_name" in config):
+        config.pop("solver_order", None)  # of DPM-Solver or UniPC, which have one that is not asked for
     if "predict_epsilon" in config:  # of diffusers 0.4 to 0.9
         predicts_epsilon = config.pop("predict_epsilon")
         if "prediction_type" not in {**config, **given}:

@@ -21,7 +21,9 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from .arithmetic import cast, clamp_, computing_dtype
 from .discrete_path import DiscretePath
+from .fitted_tables import FittedTable, check_model, check_tables, fitted_table
 from .foreign_configs import MODEL_KEYS, adapt_config
+from .multistep import MAX_ORDER
 from .noise_schedules import (
     BETA_SCHEDULES,
     as_betas,
@@ -32,7 +34,7 @@ from .noise_schedules import (
 )
 from .sharing import SCHEDULER_ENTRY, SharedScheduler
 from .steps import PREDICTION_TYPES, prediction_coefficients
-from .timestep_grids import TIMESTEP_SPACINGS, as_timesteps, check_decreasing, spaced_timesteps
+from .timestep_grids import TIMESTEP_SPACINGS, angle_timesteps, as_timesteps, check_decreasing, spaced_timesteps
 from .travelling import travelling_code
 from .validation import check_bool, check_choice, check_floating, check_integer, check_number
 
@@ -68,12 +70,13 @@ CHECKS: dict[str, tuple[Any, ...]] = {
     "dynamic_thresholding_ratio": (check_number, 0.0, 1.0),
     "clip_sample_range": (check_number, 0.0, math.inf, True),
     "sample_max_value": (check_number, 1.0),
-    "timestep_spacing": (check_choice, TIMESTEP_SPACINGS),
+    "timestep_spacing": (check_choice, (*TIMESTEP_SPACINGS, "fitted")),
     "rescale_betas_zero_snr": (check_bool,),
     "eta": (check_number, 0.0, 1.0),
     "use_clipped_model_output": (check_bool,),
     "variance_type": (check_choice, VARIANCE_TYPES),
     "snr_shift_scale": (check_number, 0.0, math.inf, True),
+    "solver_order": (check_integer, 1, MAX_ORDER),
 }
 
 
@@ -118,7 +121,8 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         timestep_spacing (`str`, defaults to `"leading"`):
             `"leading"`, `"trailing"`, `"linspace"` (Table 2 of https://arxiv.org/abs/2305.08891) or `"quadratic"` (the
             official code's `quad`; where that repeats small timesteps, from about 29 steps of 1000 on, the i-th
-            smallest is at least i).
+            smallest is at least i), `"angle"` (even in arctan(sigma / alpha): for few steps and higher orders),
+            or `"fitted"` (from `fitted_tables`, with their weights in the place of those of `solver_order`).
         rescale_betas_zero_snr (`bool`, defaults to `False`):
             Rescale the betas so that the last timestep is pure noise (Algorithm 1 of https://arxiv.org/abs/2305.08891).
         eta (`float`, defaults to 0.0):
@@ -132,6 +136,11 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
             DDPMScheduler's `fixed_*` names are accepted and mean `None`.
         snr_shift_scale (`float`, defaults to 1.0):
             Divides the signal-to-noise ratio of every timestep (CogVideoX, https://arxiv.org/abs/2408.06072), positive.
+        solver_order (`int`, defaults to 1):
+            1: DDIM. 2 and 3: a step is extrapolated from one or two before it, by the weights of iPNDM on x_0
+            (https://arxiv.org/abs/2202.09778). Then the scheduler keeps a history, which belongs to one loop.
+        fitted_tables (`dict`, *optional*):
+            Samplers that `fit_sampler` fitted to the model, by their numbers of steps.
 
     Raises:
         ValueError, TypeError: For any argument out of its range or of a wrong type; the message names it.
@@ -161,12 +170,14 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         dynamic_thresholding_ratio: float = 0.995,
         clip_sample_range: float = 1.0,
         sample_max_value: float = 1.0,
-        timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic"] = "leading",
+        timestep_spacing: Literal["leading", "trailing", "linspace", "quadratic", "angle", "fitted"] = "leading",
         rescale_betas_zero_snr: bool = False,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
         variance_type: str | None = None,
         snr_shift_scale: float = 1.0,
+        solver_order: int = 1,
+        fitted_tables: dict[str, FittedTable] | None = None,
     ):
         self.init_noise_sigma = 1.0
         self._set_number(None)
@@ -183,6 +194,7 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
             value = check(name, False if check is check_bool and given is None else given, *limits)
             if value is not given:
                 config.put(name, value)
+        check_tables(config.fitted_tables)
         if config.trained_betas is not None:
             betas, num_train_timesteps = as_betas("trained_betas", config.trained_betas), config.num_train_timesteps
             if len(betas) != num_train_timesteps:
@@ -218,6 +230,8 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         self._check_config()
         if [value[key] for key in SCHEDULE_KEYS] != self._schedule_entries:
             self._make_noise_schedule()
+        else:
+            check_model(value.fitted_tables, value.prediction_type, self._levels[2])
 
     @classmethod
     def from_config(
@@ -260,7 +274,7 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
 
         Args:
             num_inference_steps (`int`, *optional*):
-                Number N of steps, 1..T, placed by `config.timestep_spacing`.
+                Number N of steps, 1..T, placed by `config.timestep_spacing`; `"fitted"` takes those in `fitted_tables`.
             device (`str` or `torch.device`, *optional*):
                 Where `self.timesteps` and the coefficients that go with them are put.
             timesteps (`list[int]`, *optional*):
@@ -277,17 +291,25 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
                 f"{num_inference_steps!r} and {timesteps!r}."
             )
         self._follow()
-        config, num_levels = self.config, self._table.length
+        config, num_levels, weights = self.config, self._table.length, None
         if timesteps is None:
             num_train_timesteps = check_integer("num_train_timesteps", config.num_train_timesteps, 1, num_levels)
             N = check_integer("num_inference_steps", num_inference_steps, 1, num_train_timesteps)
-            grid = spaced_timesteps(config.timestep_spacing, num_train_timesteps, N, config.steps_offset)
+            if config.timestep_spacing == "fitted":
+                table = fitted_table(config.fitted_tables, N)
+                grid, weights = as_timesteps(table["timesteps"], num_levels), table["weights"]
+            elif config.timestep_spacing == "angle":
+                _, alphas, sigmas = self._levels
+                grid = angle_timesteps(np.arctan2(sigmas, alphas)[:num_train_timesteps], N)
+            else:
+                grid = spaced_timesteps(config.timestep_spacing, num_train_timesteps, N, config.steps_offset)
         else:
             grid = as_timesteps(timesteps, num_levels)
             check_decreasing(grid)
         self._check_signal(grid)
         self._set_grid(grid, device)
         self._set_number(len(grid))
+        self._fitted_weights = weights
 
     # -------------------------------------------------------------------------------------------------------- the step
 
@@ -337,7 +359,11 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         return sample
 
     def set_begin_index(self, begin_index: int = 0):
-        """Accepted for pipelines that call it, without effect: a step is told its timestep and needs no index."""
+        """
+        Says at which place of the grid the next loop begins, as pipelines do that start from an image. Only a step with
+        a history needs to know: every other one is told its timestep.
+        """
+        self._begin_loop(check_integer("begin_index", begin_index, 0))
 
 
 class EtaDDIMInverseScheduler(EtaDDIMScheduler, DDIMInverseScheduler):
@@ -347,12 +373,13 @@ class EtaDDIMInverseScheduler(EtaDDIMScheduler, DDIMInverseScheduler):
 
     `timesteps` are those of the sampler in ascending order, for every spacing and for custom timesteps, which are given
     in decreasing order, as to the sampler. All arguments are those of `EtaDDIMScheduler`; eta and what goes with it are
-    not used. `transition`, `log_prob`, `noise_between` and `previous_timestep` are the sampler's: they begin at
-    `timestep`, where a `step` of this class ends.
+    not used, nor is a history: the order is 1. `transition`, `log_prob`, `noise_between` and `previous_timestep` are
+    the sampler's: they begin at `timestep`, where a `step` of this class ends.
     """
 
     __module__ = EtaDDIMScheduler.__module__
     _code = EtaDDIMScheduler._code
+    _is_multistep = False
 
     @property
     def initial_alpha_cumprod(self) -> torch.Tensor:

@@ -23,6 +23,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from .arithmetic import add, add_, cast, computing_dtype, sum_of_products, times, times_, to_device
+from .multistep import Multistep
 from .validation import check_bool, check_choice, check_floating, check_generator, check_same_shape
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
@@ -104,7 +105,7 @@ class StepTable:
         return [*selected.view(len(columns), -1, *(1,) * (sample.ndim - 1)).unbind(0)]
 
 
-class EtaSteps:
+class EtaSteps(Multistep):
     """
     `step`, `transition`, `log_prob`, `noise_between` and `midpoint_step` of a scheduler, which says by `_row` what a
     timestep stands for, by `_rows_around` what its neighbour is, and by `_constrained` what x_0 may be.
@@ -158,16 +159,16 @@ class EtaSteps:
             check_generator(generator, len(sample))
         if variance_noise is not None:
             _check_variance_noise(variance_noise, generator, sample)
-        prev_sample, std, pred_original_sample = self._transition(
-            model_output, timestep, sample, eta, use_clipped_model_output
-        )
-        # 5. x_s = mean + std z, eq. (12). eta = 0 draws nothing.
+        prev_sample, std, x_0 = self._transition(model_output, timestep, sample, eta, use_clipped_model_output)
+        # 6. x_s = mean + std z, eq. (12). eta = 0 draws nothing.
         if std is not None:
             if variance_noise is None:
                 variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
             prev_sample = add_(prev_sample, std, cast(variance_noise, prev_sample.dtype))
 
-        prev_sample, pred_original_sample = cast(prev_sample, sample.dtype), cast(pred_original_sample, sample.dtype)
+        prev_sample, pred_original_sample = cast(prev_sample, sample.dtype), cast(x_0, sample.dtype)
+        if self._is_multistep:
+            self._remember(x_0.clone() if pred_original_sample is x_0 else x_0)
         if not return_dict:
             return prev_sample, pred_original_sample
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
@@ -256,6 +257,13 @@ class EtaSteps:
             mean = add_(times(x_0, alpha_s), direction, model_output)
         else:
             mean = add_(add_(times(x_0, alpha_s), direction * w, model_output), direction * r, sample)
+
+        # 5. of higher order: towards an x_0 that is extrapolated from those before it
+        if self._is_multistep and (past := self._past(timestep, x_0)):
+            gain = alpha_s - direction / row.sigma_t * row.alpha_t
+            mean = add_(mean, -gain * sum(weight for weight, _ in past), x_0)
+            for weight, x_0_before in past:
+                mean = add_(mean, gain * weight, cast(x_0_before, mean.dtype))
         return mean, std, x_0
 
     @staticmethod

@@ -13,13 +13,13 @@ from .validation import check_choice
 
 logger = logging.get_logger(__name__)
 
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace", "quadratic")
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace", "quadratic", "angle")  # those that need no fitting
 
 
 def spaced_timesteps(spacing: str, num_train_timesteps: int, num_inference_steps: int, steps_offset: int) -> np.ndarray:
     """N timesteps in 0..T-1, strictly decreasing; diffusers' own wherever those are N and in range."""
     T, N = num_train_timesteps, num_inference_steps
-    check_choice("timestep_spacing", spacing, TIMESTEP_SPACINGS)
+    check_choice("timestep_spacing", spacing, TIMESTEP_SPACINGS[:-1])
     i = np.arange(N)
     if spacing == "leading":
         ascending = i * (T // N)
@@ -43,6 +43,20 @@ def spaced_timesteps(spacing: str, num_train_timesteps: int, num_inference_steps
             "start as pure noise; 'trailing' starts at the last timestep."
         )
     return ascending[::-1]
+
+
+def angle_timesteps(angles: np.ndarray, num_inference_steps: int) -> np.ndarray:
+    """
+    N timesteps, strictly decreasing, which are even in the `angles` arctan(sigma / alpha) of 0..T-1, from the largest
+    to that of x_0. Where that repeats timesteps, the i-th smallest is at least i.
+    """
+    N = num_inference_steps
+    wanted = angles[-1] * np.arange(N, 0, -1) / N
+    above = np.searchsorted(angles, wanted).clip(1, len(angles) - 1)
+    grid = above - (wanted - angles[above - 1] < angles[above] - wanted)  # the nearest
+    from_last = np.arange(N)[::-1]
+    grid = np.minimum.accumulate(grid + np.arange(N)) - np.arange(N)  # each at least one below the one before it
+    return np.maximum(grid, from_last)
 
 
 def as_timesteps(timesteps: Any, num_train_timesteps: int) -> np.ndarray:

@@ -230,6 +230,15 @@ class Components(ConfigMixin):
                     f"= EtaDDIMScheduler.from_config(pipe.scheduler.config, {name}=False)` for it and for sampling."
                 )
 
+    def _check_scheduler_has_no_history(self, name: str, value: Any, timesteps: Any):
+        config = self.scheduler.config
+        is_fitted = getattr(config, "timestep_spacing", None) == "fitted" and timesteps is None
+        if is_fitted or getattr(config, "solver_order", 1) > 1:
+            raise ValueError(
+                f"`{name}` {value!r} needs steps without a history: set `pipe.scheduler = EtaDDIMScheduler.from_config("
+                "pipe.scheduler.config, solver_order=1, timestep_spacing='trailing')` for it and for sampling."
+            )
+
     def _image_size(self, height: Any, width: Any, latents: torch.Tensor | None = None) -> tuple[int, int]:
         """Height and width: what is given, or the UNet's, or that of the latents if it has none."""
         size = self._network.config.sample_size

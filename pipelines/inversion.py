@@ -176,6 +176,7 @@ class Inversion(Components):
         self._check_grid(num_inference_steps, timesteps)
         needed = {"o_belm": "midpoint_step", "noise_record": "noise_between"}.get(method, "step")
         self._check_method_of_scheduler("method", method, needed)
+        self._check_scheduler_has_no_history("method", method, timesteps)
         self._check_scheduler_does_not_clip()
         sample = to_tensor("image", image, self.image_channels)
         self._check_size("image", sample, height, width)

@@ -228,6 +228,8 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         # 1. the grid: on the host for the scheduler, on the device for the model, so that no step makes the host wait
         self._set_timesteps(num_inference_steps, timesteps, method)
         num_steps = max(1, round(strength * len(self.scheduler.timesteps)))
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(len(self.scheduler.timesteps) - num_steps)
         grid = self.scheduler.timesteps[-num_steps:]
         steps = list(zip(grid, grid.to(device), [*grid[1:].tolist(), -1], strict=True))
 
@@ -354,6 +356,8 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         check_integer("num_resamples", num_resamples, 1)
         if num_resamples > 1 and (mask is None or variance_noise is not None):
             raise ValueError(f"`num_resamples` {num_resamples} needs a `mask` and goes without `variance_noise`.")
+        if num_resamples > 1:
+            self._check_scheduler_has_no_history("num_resamples", num_resamples, timesteps)
         if image is not None:
             image = image.expand(batch_size, -1, -1, -1)
 
