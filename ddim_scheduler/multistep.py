@@ -42,7 +42,7 @@ class Multistep:
         """Forgets the former loop. The next one begins at this place of the grid."""
         self.__dict__["_history"] = History(index)
 
-    def _past(self, timestep: int | torch.Tensor, x_0: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    def _past(self, timestep: Any, x_0: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         """The predictions before x_0 in the loop that this call goes on with, and their weights."""
         history, index = self._history, self._index_of(timestep)
         if index is None:  # it is on an accelerator, and reading it would make the host wait
@@ -73,6 +73,6 @@ class Multistep:
         if history.next == len(self.timesteps):
             self._begin_loop(history.begin)
 
-    def _index_of(self, timestep: int | torch.Tensor) -> int | None:
+    def _index_of(self, timestep: Any) -> int | None:
         """The place of a timestep on the grid, -1 if it is not of it; None if the host must wait to know."""
         raise NotImplementedError
