@@ -11,6 +11,7 @@ log-density of what was drawn. The reward here is the mean brightness of the ima
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> list[float]:
             parser.error(f"--{name} must be positive, but is {getattr(args, name)}")
     if not 0 < args.eta <= 1:
         parser.error(f"--eta must be in (0, 1], but is {args.eta}: without noise there is nothing to reinforce")
+
+    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline)
     if pipeline.unet.config.num_class_embeds is not None or pipeline.unet.config.sample_size is None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers import DDPMScheduler
 
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> Path:
     for name in ("num_images", "scale"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
+    if args.output.is_dir() or PIL.Image.registered_extensions().get(args.output.suffix.lower()) not in PIL.Image.SAVE:
+        parser.error(f"--output must be the name of a picture, grid.png for instance, but is {args.output}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
     makes_pictures = pipeline.image_channels in PICTURE_CHANNELS
@@ -59,7 +63,6 @@ def main(argv: list[str] | None = None) -> Path:
             f"long (diffusers' DDPMScheduler, same weights; {TIMED_DDPM_STEPS} of the 1000 steps were timed)"
         )
 
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     if not makes_pictures:
         args.output = args.output.with_suffix(".npy")
         np.save(args.output, images)

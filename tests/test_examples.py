@@ -1,6 +1,7 @@
 """The other examples, run on something small; and what examples import."""
 
 import ast
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from diffusers import UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 
@@ -122,6 +124,35 @@ def test_model_whose_images_no_picture_shows_is_refused(script, channels, small_
     monkeypatch.setattr(sys, "argv", [script.__file__, str(tmp_path / "model")])
     with pytest.raises(SystemExit, match=f"^error: The model of .* {channels} channels"):
         runpy.run_path(script.__file__, run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (sample_grid, "--num_inference_steps 0", "`num_inference_steps` must be at least 1, but is 0"),
+        (sample_grid, "--num_inference_steps 2000", "2000"),
+        (sample_grid, "--eta 2", "`eta` must be .* but is 2"),
+        (sample_grid, "--output {folder}/grid.xyz", "--output must be the name of a picture, .*grid.xyz"),
+        (sample_grid, "--output {folder}", "--output must be the name of a picture"),
+        (sample_grid, "--output {folder}/file/grid.png", "file"),
+        (policy_gradient, "--num_inference_steps 2000", "2000"),
+        (policy_gradient, "--num_inference_steps 0", "--num_inference_steps must be positive, but is 0"),
+        (policy_gradient, "--output_dir {folder}/file", "file"),
+    ],
+)
+def test_wrong_argument_is_a_line_before_any_work(script, arguments, message, pipeline, tmp_path, monkeypatch, capsys):
+    """And no traceback, where the script is started."""
+    pipeline.save_pretrained(tmp_path / "model")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(UNet2DModel, "forward", lambda *_, **__: pytest.fail("images were made"))
+    options = arguments.format(folder=tmp_path).split()
+    output = {sample_grid: "--output", policy_gradient: "--output_dir"}[script]
+    output = [] if output in options else [output, str(tmp_path / "out" / "grid.png")]
+    monkeypatch.setattr(sys, "argv", [script.__file__, str(tmp_path / "model"), *options, *output])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(script.__file__, run_name="__main__")
+    line = f"{stopped.value.code}\n{capsys.readouterr().err}"
+    assert re.search(rf"error: .*{message}", line), line
 
 
 def test_policy_gradient_raises_the_reward(pipeline, tmp_path):
