@@ -16,6 +16,7 @@ from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.app import editing, pictures, snippets, space
 from ddim_scheduler.app.__main__ import main
 from ddim_scheduler.app.samplers import SAMPLERS, WITH_ETA, Model, Settings, distance, reference, sample
+from ddim_scheduler.fitting import fit_sampler
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="the extra `app` is not installed")
 HALF_A_LEVEL = 0.5001 / 255  # of an 8-bit image
@@ -298,6 +299,29 @@ def test_grid_and_strip_show_every_pixel():
 def test_model_whose_images_no_picture_shows_is_refused(small_unet, channels):
     pipeline = EtaDDIMPipeline(small_unet(in_channels=channels, out_channels=channels), EtaDDIMScheduler())
     with pytest.raises(ValueError, match=f"images of {channels} channels"):
+        Model(pipeline, "somewhere")
+
+
+def test_model_with_a_fitted_sampler(unet, tmp_path):
+    pipeline = EtaDDIMPipeline(unet, EtaDDIMScheduler(clip_sample=False))
+    pipeline.scheduler = fit_sampler(pipeline, [3], teacher_steps=12, seeds=2)
+    pipeline.save_pretrained(tmp_path)
+    model = Model(EtaDDIMPipeline.from_pretrained(tmp_path), str(tmp_path))
+    assert model.fitted_steps == [3]
+    assert "fitted" in model.spacings
+    fitted = Settings(num_images=2, num_inference_steps=3, timestep_spacing="fitted")
+    plain = replace(fitted, timestep_spacing="trailing")
+    for settings in (fitted, plain, replace(plain, sampler="UniPC")):
+        made = sample(model, settings)
+        assert len(made.timesteps) == 3
+        assert (made_by(snippets.of_samples(model, settings)) - made.images).abs().max() <= HALF_A_LEVEL
+    with pytest.raises(ValueError, match="no sampler for `num_inference_steps` 4, but for"):
+        sample(model, replace(fitted, num_inference_steps=4))
+
+
+def test_model_with_a_condition_is_refused(small_unet):
+    pipeline = EtaDDIMPipeline(small_unet(in_channels=4, out_channels=1), EtaDDIMScheduler())
+    with pytest.raises(ValueError, match="needs a condition of 3 channels"):
         Model(pipeline, "somewhere")
 
 

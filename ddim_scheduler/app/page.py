@@ -13,7 +13,7 @@ import torch
 
 from ..pipelines.inversion import INVERSION_METHODS
 from . import editing, pictures, snippets
-from .samplers import OURS, SAMPLERS, WITH_ETA, Model, Settings, distance, reference, sample
+from .samplers import FITTED, OURS, SAMPLERS, WITH_ETA, Model, Settings, distance, reference, sample
 
 RUNS_AT_ONCE = 2  # of all visitors; each run has all the processor's cores
 KEPT_SECONDS = 24 * 3600  # pictures on the server's disk
@@ -120,9 +120,10 @@ def compare_tab(model: Model):
         for k, name in enumerate(COMPARED):
             with gr.Column(min_width=200):
                 sampler = gr.Dropdown([*SAMPLERS, NO_SAMPLER], value=name, label=f"Sampler {k + 1}")
-                steps = steps_slider(model, 10)
+                is_fitted = name == OURS and bool(model.fitted_steps)
+                steps = steps_slider(model, min(model.fitted_steps, key=lambda n: abs(n - 10)) if is_fitted else 10)
                 eta = gr.Slider(0, 1, 0, step=0.05, label="η", interactive=name in WITH_ETA)
-                grid = grid_choice(model)
+                grid = grid_choice(model, FITTED if is_fitted else None)
                 sampler.change(eta_of_sampler, [sampler, eta], eta, show_progress="hidden")
                 shown.append(picture_box(f"Samples {k + 1}", show_label=False))
                 notes.append(gr.Markdown())
@@ -242,7 +243,7 @@ def edit_tab(model: Model):
             found_note = gr.Markdown()
         with gr.Column():
             with gr.Row():
-                strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info="How much is replaced")
+                strength = gr.Slider(0.05, 1, 0.8, step=0.05, label="Strength", info="How much is replaced")
                 eta = gr.Slider(0, 1, 0, step=0.05, label="η", info="Noise of the steps")
             with gr.Row():
                 resamples = gr.Slider(1, 10, 1, step=1, label="Resamples", info="Of each step within a drawing")
@@ -305,11 +306,14 @@ def seed_box(label: str = "Seed", value: int = 0) -> gr.Number:
 
 
 def steps_slider(model: Model, value: int) -> gr.Slider:
-    return gr.Slider(1, min(100, model.num_train_timesteps), value, step=1, label="Steps")
+    most = min(100, model.num_train_timesteps)
+    return gr.Slider(1, most, min(value, most), step=1, label="Steps")
 
 
-def grid_choice(model: Model) -> gr.Dropdown:
-    return gr.Dropdown(model.spacings, value=model.config.timestep_spacing, label="Grid of timesteps")
+def grid_choice(model: Model, value: str | None = None) -> gr.Dropdown:
+    steps = ", ".join(str(n) for n in model.fitted_steps)
+    info = f"fitted: for {steps} steps, η = 0" if steps else None
+    return gr.Dropdown(model.spacings, value=value or model.plain_spacing, label="Grid of timesteps", info=info)
 
 
 def class_boxes(model: Model) -> tuple[gr.Dropdown, gr.Slider]:
@@ -332,8 +336,12 @@ def picture_box(label: str, **arguments: Any) -> gr.Image:
 
 
 def upload_box(label: str) -> gr.Image:
-    """Gives the file as it is, for this package's own reader."""
-    return gr.Image(label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"])
+    """Gives the path of the file."""
+    box = gr.Image(label=label, type="filepath", format="png", sources=["upload", "clipboard"], height=300)
+    # Gradio's own would convert the file, or fail with a message that nobody understands; a derived class would make
+    # Gradio write a file beside this one
+    vars(box)["preprocess"] = lambda payload: None if payload is None else payload.path
+    return box
 
 
 def code_box() -> gr.Code:

@@ -26,6 +26,7 @@ SAMPLERS: dict[str, type[SchedulerMixin]] = {
     "UniPC": UniPCMultistepScheduler,
 }
 WITH_ETA = (OURS, "diffusers' DDIM")
+FITTED = "fitted"
 MAX_IMAGES = 64
 KEPT_REFERENCES = 16
 
@@ -103,10 +104,13 @@ class Model:
         name: The folder or Hub id that it was loaded from.
 
     Raises:
-        ValueError: If its images are no pictures, or their size is unknown.
+        ValueError: If its images are no pictures, their size is unknown, or it needs a condition for each.
     """
 
     def __init__(self, pipeline: EtaDDIMPipeline, name: str):
+        if pipeline.condition_channels:
+            channels = pipeline.condition_channels
+            raise ValueError(f"The model of {name} needs a condition of {channels} channels, which the page has not.")
         check_makes_pictures(pipeline.unet, name)
         self.shape = image_shape(pipeline.unet)
         self.unet, self.config, self.name = pipeline.unet, pipeline.scheduler.config, name
@@ -128,7 +132,18 @@ class Model:
 
     @property
     def spacings(self) -> list[str]:
-        return list(TIMESTEP_SPACINGS)
+        return [*TIMESTEP_SPACINGS, *([FITTED] if self.fitted_steps else [])]
+
+    @property
+    def fitted_steps(self) -> list[int]:
+        """The numbers of steps that a sampler was fitted for."""
+        return sorted(int(steps) for steps in self.config.get("fitted_tables") or {})
+
+    @property
+    def plain_spacing(self) -> str:
+        """The model's own grid if it is for any number of steps and any eta."""
+        spacing = self.config.timestep_spacing
+        return "trailing" if spacing == FITTED else spacing
 
     def changes(self, settings: Settings) -> dict[str, Any]:
         """Keys of the scheduler's config that get another value."""
@@ -137,6 +152,8 @@ class Model:
             changes["timestep_spacing"] = settings.timestep_spacing
         if settings.clip is not None and settings.clip != self.clips:
             changes |= {"clip_sample": True} if settings.clip else {"clip_sample": False, "thresholding": False}
+        if settings.sampler in ("DPM-Solver++", "UniPC"):
+            changes["solver_order"] = 2  # theirs, not that of ours
         return {key: value for key, value in changes.items() if self.config.get(key) != value}
 
     def pipeline(self, settings: Settings, report: Report = no_report) -> WatchedPipeline:
