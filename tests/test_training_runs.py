@@ -258,7 +258,9 @@ class Tracker:
 
 @pytest.mark.parametrize("name", ["aim", "clearml", "wandb", "swanlab", "tensorboard"])
 def test_preview_is_what_the_tracker_takes(tmp_path, name):
-    """As accelerate's classes document it."""
+    """As accelerate's classes document it, those of the version that is installed."""
+    if name not in tracking.LOGGER_TYPE_TO_CLASS:
+        pytest.skip(f"accelerate has no {name}")
     assert hasattr(tracking.LOGGER_TYPE_TO_CLASS[name], "log_images")
     tracker = Tracker(name)
     accelerator = SimpleNamespace(trackers=[tracker], log_with=[name])

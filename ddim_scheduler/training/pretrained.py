@@ -67,9 +67,9 @@ def _load(path: str | Path) -> tuple[UNet2DModel, SchedulerMixin | None]:
     try:
         EtaDDIMPipeline.load_config(path)
     except OSError:  # no model_index.json
-        return UNet2DModel.from_pretrained(path, torch_dtype=torch.float32), None
-    pipeline = EtaDDIMPipeline.from_pretrained(path, torch_dtype=torch.float32)
-    return pipeline.unet, pipeline.scheduler
+        return UNet2DModel.from_pretrained(path).float(), None
+    pipeline = EtaDDIMPipeline.from_pretrained(path)
+    return pipeline.unet.float(), pipeline.scheduler
 
 
 def _check_scheduler(scheduler: SchedulerMixin, noise_scheduler: EtaDDIMScheduler, name: str):
