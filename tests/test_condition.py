@@ -1,11 +1,24 @@
 """A condition in the UNet's input: sampling, guidance, inversion and training of pairs."""
 
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
 import PIL.Image
 import pytest
 import torch
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.image_files import scale_to
+from ddim_scheduler.training import ImageDataset, find_folder_images, parse_args, with_condition
+
+from training import train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import super_resolution
 
 SETTINGS = {"prediction_type": "v_prediction", "clip_sample": False, "timestep_spacing": "trailing"}
 
@@ -130,3 +143,122 @@ def test_condition_of_a_model_without_is_refused(pipeline):
         pipeline(condition=pictures(1, 1))
     with pytest.raises(ValueError, match=r"`guidance_scale` is 2, but the UNet has no .* and no condition to guide to"):
         pipeline(guidance_scale=2)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Flat images of a gray level, and smaller conditions with the opposite one, which is all that tells it."""
+    levels = np.random.default_rng(0).integers(30, 225, size=48)
+    for k, level in enumerate(levels):
+        for folder, size, value in (("images", 16, level), ("conditions", 4, 255 - level)):
+            path = tmp_path / folder / str(k % 2) / f"{k}.{'png' if folder == 'images' else 'bmp'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(np.full((size, size), value, dtype=np.uint8)).save(path)
+    return tmp_path / "images", tmp_path / "conditions"
+
+
+def test_training_of_pairs(pairs, tmp_path):
+    """Saved, loaded and resumed, the model makes what the condition says."""
+    images, conditions = pairs
+    common = ("--train_data_dir", images, "--condition_dir", conditions, "--logger", "none", "--validation_share", 0.1)
+    common += ("--prediction_type", "sample", "--train_batch_size", 16, "--learning_rate", 3e-3, "--label_dropout", 0)
+    common += ("--checkpointing_steps", 40, "--max_train_steps", 80, "--output_dir", tmp_path / "model")
+    common += ("--lr_scheduler", "constant")
+    train(*common)
+    shutil.rmtree(tmp_path / "model" / "checkpoint-80")
+    expected = (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    train(*common, "--resume_from_checkpoint", "latest")
+    assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == expected
+
+    pipe = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    assert (pipe.image_channels, pipe.condition_channels) == (1, 1)
+    wanted = torch.tensor([0.2, 0.5, 0.8])
+    condition = (1 - wanted).view(3, 1, 1, 1).expand(-1, 1, 4, 4)
+    latents = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+    made = pipe(condition=condition, latents=latents, num_inference_steps=5, output_type="pt").images.mean((1, 2, 3))
+    slopes = made.diff() / wanted.diff()  # 0 if the same noise makes the same image of any condition
+    assert slopes.min() > 0.2
+    assert slopes.mean() > 0.5
+    lines = [json.loads(line) for line in (tmp_path / "model" / "logs" / "losses.jsonl").read_text().splitlines()]
+    assert any("validation_loss" in line for line in lines)
+
+
+def test_pairs_are_cropped_and_mirrored_together(tmp_path):
+    noise = np.random.default_rng(0).integers(256, size=(6, 8, 20, 3), dtype=np.uint8)
+    for k, pixels in enumerate(noise):
+        for folder, array in (("images", pixels), ("conditions", 255 - pixels)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            PIL.Image.fromarray(array).save(tmp_path / folder / f"{k}.png")
+    found = find_folder_images(tmp_path / "images", condition_dir=tmp_path / "conditions")
+    for cache in (1.0, 0.0):
+        dataset = ImageDataset(*found, resolution=[8, 8], random_flip=True, image_cache_gb=cache)
+        for epoch in range(3):
+            dataset.set_epoch(epoch)
+            for image, _, condition in map(dataset.__getitem__, range(6)):
+                assert (image + condition).abs().max() < 1e-6
+
+
+def test_dropped_conditions_are_0():
+    condition = torch.rand(3, 2, 4, 4) + 0.1
+    images = torch.rand(3, 1, 4, 4)
+    given = with_condition(images, [condition], torch.tensor([False, True, False]))
+    assert torch.equal(given[:, :1], images)
+    assert torch.equal(given[[0, 2], 1:], condition[[0, 2]])
+    assert not given[1, 1:].any()
+    assert with_condition(images, [], torch.tensor([True] * 3)) is images
+
+
+def test_pairs_that_do_not_fit_are_refused(pairs, tmp_path, capsys):
+    images, conditions = pairs
+    (conditions / "0" / "2.bmp").rename(conditions / "0" / "2.png")  # another ending is no matter
+    (conditions / "0" / "0.bmp").rename(conditions / "0" / "zero.bmp")
+    common = ("--train_data_dir", images, "--output_dir", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"must hold one picture of the same name .* of 1 of 48 .*0\.png has 0"):
+        train(*common, "--condition_dir", conditions)
+    PIL.Image.new("L", (4, 8)).save(conditions / "0" / "0.bmp")
+    with pytest.raises(ValueError, match=r"The condition .*0\.bmp has other proportions than .*0\.png"):
+        train(*common, "--condition_dir", conditions)
+    for arguments, message in (
+        (("--dataset_name", "x", "--condition_dir", conditions), "--condition_dir belongs to the images of"),
+        (("--train_data_dir", images, "--condition_dir", "nowhere"), "--condition_dir is no folder and no zip archive"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_args([*map(str, arguments)])
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_network_without_a_condition_is_refused(pairs, small_unet, tmp_path):
+    small_unet(in_channels=1, out_channels=1).save_config(tmp_path / "config")
+    common = ("--train_data_dir", pairs[0], "--condition_dir", pairs[1], "--output_dir", tmp_path / "model")
+    with pytest.raises(ValueError, match="takes 1 channels, but the images have 1 and their conditions 1"):
+        train(*common, "--model_config_name_or_path", tmp_path / "config")
+
+
+def test_super_resolution_example(small_unet, tmp_path, capsys):
+    """Shrinks by means, and measures against the originals; bicubic's error is as if computed by hand."""
+    originals = np.random.default_rng(0).integers(256, size=(5, 8, 8), dtype=np.uint8)
+    for k, pixels in enumerate(originals):
+        (tmp_path / "images" / str(k)).mkdir(parents=True)
+        PIL.Image.fromarray(pixels).save(tmp_path / "images" / str(k) / "a.png")
+    super_resolution.main(["shrink", str(tmp_path / "images"), str(tmp_path / "small"), "--factor", "4"])
+    small = np.stack([np.asarray(PIL.Image.open(tmp_path / "small" / str(k) / "a.png")) for k in range(5)])
+    assert np.abs(small - originals.reshape(5, 2, 4, 2, 4).mean((2, 4))).max() <= 0.5
+    unet = small_unet(in_channels=2, out_channels=1)
+    EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(**SETTINGS)).save_pretrained(tmp_path / "model")
+    arguments = ["measure", *(str(tmp_path / name) for name in ("model", "small", "images")), "--device", "cpu"]
+    arguments += ["--samples", "2", "--num_inference_steps", "2", "--output", str(tmp_path / "new" / "rows.png")]
+    errors = super_resolution.main(arguments)
+    bicubic = torch.nn.functional.interpolate(torch.from_numpy(small)[:, None] / 255, (8, 8), mode="bicubic")
+    expected = (bicubic.clamp(0, 1)[:, 0] - torch.from_numpy(originals) / 255).square().mean().sqrt()
+    assert abs(errors["bicubic"] - expected) < 1e-5
+    assert errors["mean of 2"] <= errors["one sample"] * 1.01
+    assert PIL.Image.open(tmp_path / "new" / "rows.png").size == (5 * 8, 4 * 8)
+    assert "root mean square error" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        super_resolution.main([*arguments, "--samples", "0"])
+    assert "--samples must be at least 1, but is 0" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from .batches import (
     mixed,
     seeded_batches,
     training_batch,
+    with_condition,
 )
 from .checkpoints import (
     check_resumed_settings,
@@ -28,7 +29,7 @@ from .model import attention_heights, build_unet, unet_from_config
 from .options import parse_args, resume_command
 from .output_folder import check_output_dir, open_output_dir, record_changes, write_pipeline, write_whole
 from .pretrained import pretrained_unet
-from .previews import distances_to, sample_images, save_preview, trained_pipeline
+from .previews import conditions_of, distances_to, sample_images, save_preview, trained_pipeline
 from .processes import check_accelerator, choose_precision, start_accelerator
 from .progress import Progress
 from .signals import StopVote, ignore_signals, noted_signals
@@ -50,6 +51,7 @@ __all__ = [
     "check_output_dir",
     "check_resumed_settings",
     "choose_precision",
+    "conditions_of",
     "count_batches",
     "create_hub_repo",
     "describe_images",
@@ -89,6 +91,7 @@ __all__ = [
     "unet_from_config",
     "validation_losses",
     "warmup_steps",
+    "with_condition",
     "write_pipeline",
     "write_whole",
 ]

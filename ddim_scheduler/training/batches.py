@@ -29,7 +29,7 @@ class TrainingBatch(NamedTuple):
     noisy_images: torch.Tensor  # x_t, (B, C, H, W), float32
     timesteps: torch.Tensor  # t, (B,), in 0..T-1
     target: torch.Tensor  # what the model should return, (B, C, H, W), float32
-    is_dropped: torch.Tensor  # whose label is to be replaced by `no class`, (B,), bool
+    is_dropped: torch.Tensor  # whose label and condition are to be left out, (B,), bool
 
 
 def count_batches(num_images: int, global_batch_size: int, gradient_accumulation_steps: int = 1) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def training_batch(
         accelerator: Says which share of what is drawn for all processes is this one's.
         noise_offset: Standard deviation of noise that an image has as a whole in each channel, beside that of its
             pixels; not negative.
-        label_dropout: Share of the labels that are dropped, in [0, 1).
+        label_dropout: Share of the labels and conditions that are dropped, in [0, 1).
     """
     generator = torch.Generator(images.device).manual_seed(mixed(seed))
     batch, rank = len(images), accelerator.process_index
@@ -139,6 +139,25 @@ def training_batch(
         noise = noise + noise_offset * offsets
 
     return TrainingBatch(*noised(images, noise, timesteps, noise_scheduler), is_dropped)
+
+
+def with_condition(
+    noisy_images: torch.Tensor, conditions: Sequence[torch.Tensor], is_dropped: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    What the model takes: x_t, and after it the channels of the condition, if there is one.
+
+    Args:
+        noisy_images: x_t, (B, C, H, W).
+        conditions: None or one, (B, C', H, W) in [-1, 1].
+        is_dropped: Where the condition is 0, (B,), bool.
+    """
+    if not conditions:
+        return noisy_images
+    condition = conditions[0]
+    if is_dropped is not None:
+        condition = condition.masked_fill(is_dropped.view(-1, 1, 1, 1), 0)
+    return torch.cat([noisy_images, condition], dim=1)
 
 
 def noised(

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from .. import EtaDDIMScheduler, image_generators
-from .batches import noised
+from .batches import noised, with_condition
 from .checkpoints import list_checkpoints
 from .images import ImageDataset
 from .output_folder import write_whole
@@ -83,7 +83,7 @@ def validation_losses(
         timesteps = torch.tensor([min(k, number - 1) * num_timesteps // number for k in pairs])
         images, labels, noise, timesteps = (x.to(accelerator.device) for x in (images, labels, noise, timesteps))
         noisy_images, _, target = noised(images, noise, timesteps, noise_scheduler)
-        model_input = torch.cat([noisy_images, *(c.to(accelerator.device) for c in conditions)], dim=1)
+        model_input = with_condition(noisy_images, [c.to(accelerator.device) for c in conditions])
         labels = labels if unet.class_embedding is not None else None
         prediction = unet(model_input, timesteps, labels).sample
         losses.append((prediction.float() - target).square().mean(dim=(1, 2, 3)) * weights[timesteps])

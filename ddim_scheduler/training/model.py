@@ -18,6 +18,7 @@ def build_unet(
     block_out_channels: Sequence[int] = (128, 256, 256, 256),
     layers_per_block: int = 2,
     attention_resolutions: Sequence[int] | None = None,
+    condition_channels: int = 0,
 ) -> UNet2DModel:
     """
     A UNet with random weights, in the global generator's state.
@@ -30,6 +31,7 @@ def build_unet(
         block_out_channels: The widths of the levels, multiples of 8 where there is attention.
         layers_per_block: Residual blocks per level.
         attention_resolutions: Heights of the maps that have attention; as `attention_heights` chooses if not given.
+        condition_channels: Channels of a condition, which the network takes after those of the images.
 
     Raises:
         ValueError: If `resolution` or `block_out_channels` are no such multiples, or no level has such a height.
@@ -56,7 +58,7 @@ def build_unet(
         )
     return UNet2DModel(
         sample_size=sample_size(resolution),
-        in_channels=channels,
+        in_channels=channels + condition_channels,
         out_channels=channels,
         block_out_channels=tuple(block_out_channels),
         layers_per_block=layers_per_block,
@@ -92,6 +94,7 @@ def unet_from_config(
     channels: int,
     num_classes: int | None = None,
     *,
+    condition_channels: int = 0,
     num_train_timesteps: int = 1000,
     device: str | torch.device = "cpu",
 ) -> UNet2DModel:
@@ -101,7 +104,7 @@ def unet_from_config(
 
     Args:
         model_config_name_or_path: Folder, file or Hub id of the config of a `UNet2DModel`.
-        resolution, channels, num_classes: As of `build_unet`.
+        resolution, channels, num_classes, condition_channels: As of `build_unet`.
         num_train_timesteps: Number of noise levels T: the network is tried at the timesteps 0 and T - 1.
         device: Where the network is tried, and stays.
 
@@ -116,7 +119,7 @@ def unet_from_config(
         unet = UNet2DModel.from_config({**config, **changes}).to(device)
     except Exception as error:  # whatever a wrong value makes of the layers
         raise ValueError(f"{name} makes no UNet2DModel: {error}") from error
-    return check_unet(unet, name, resolution, channels, num_classes, num_train_timesteps)
+    return check_unet(unet, name, resolution, channels, num_classes, num_train_timesteps, condition_channels)
 
 
 def check_unet(
@@ -126,6 +129,7 @@ def check_unet(
     channels: int,
     num_classes: int | None,
     num_train_timesteps: int,
+    condition_channels: int = 0,
 ) -> UNet2DModel:
     """
     Returns a network that can be trained and sampled, and refuses others, by one forward pass.
@@ -133,14 +137,17 @@ def check_unet(
     Args:
         unet: The network.
         name: What it is called in the message.
-        resolution, channels, num_classes: As of `build_unet`.
+        resolution, channels, num_classes, condition_channels: As of `build_unet`.
         num_train_timesteps: Number of noise levels T.
 
     Raises:
         ValueError: If it has other channels or classes, or its output is an error, of another shape, or not finite.
     """
-    if unet.config.in_channels != channels:
-        raise ValueError(f"The UNet takes {unet.config.in_channels} channels, but the images have {channels}.")
+    if unet.config.in_channels != channels + condition_channels:
+        condition = f" and their conditions {condition_channels}" if condition_channels else ""
+        raise ValueError(
+            f"The UNet takes {unet.config.in_channels} channels, but the images have {channels}{condition}."
+        )
     if unet.config.out_channels != channels:
         raise ValueError(
             f"The UNet returns {unet.config.out_channels} channels, but the images have {channels}: learned "
@@ -177,7 +184,7 @@ def _try(unet: UNet2DModel, name: str, resolution: Sequence[int], num_classes: i
         ) from error
     finally:
         unet.train()
-    if output.shape != images.shape:
+    if output.shape[2:] != images.shape[2:]:
         raise ValueError(
             f"{name} makes a network whose output has the size {[*output.shape[2:]]}, not {[*resolution]}."
         )

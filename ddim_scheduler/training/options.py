@@ -102,6 +102,7 @@ def _add_data(parser: argparse.ArgumentParser):
     group.add_argument(
         "--class_conditional", action="store_true", help="learn the classes: sub-folders, or label column"
     )
+    group.add_argument("--condition_dir", help="pictures of the same names that the images are made from")
 
 
 def _add_model(parser: argparse.ArgumentParser):
@@ -166,7 +167,7 @@ def _add_more_data(parser: argparse.ArgumentParser):
     group.add_argument("--center_crop", action="store_true", help="crop images of another aspect ratio at their centre")
     group.add_argument("--image_cache_gb", type=float, help="memory for decoded images (default: half of what is free)")
     group.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load images, for each GPU")
-    group.add_argument("--label_dropout", type=float, default=0.1, help="share of labels made `no class`, for guidance")
+    group.add_argument("--label_dropout", type=float, default=0.1, help="share of labels, conditions left out")
 
 
 def _add_more_model(parser: argparse.ArgumentParser):
@@ -272,6 +273,12 @@ def _check_combinations(parser: argparse.ArgumentParser, args: argparse.Namespac
         os.path.isdir(args.train_data_dir) or zipfile.is_zipfile(args.train_data_dir)
     ):
         parser.error(f"--train_data_dir is no folder and no zip archive: {args.train_data_dir}")
+    if args.condition_dir is not None and args.train_data_dir is None:
+        parser.error("--condition_dir belongs to the images of a --train_data_dir")
+    if args.condition_dir is not None and not (
+        os.path.isdir(args.condition_dir) or zipfile.is_zipfile(args.condition_dir)
+    ):
+        parser.error(f"--condition_dir is no folder and no zip archive: {args.condition_dir}")
     if args.split is not None and args.dataset_name is None:
         parser.error("--split is that of a --dataset_name")
     try:

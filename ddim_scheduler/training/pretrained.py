@@ -29,6 +29,7 @@ def pretrained_unet(
     channels: int,
     num_classes: int | None = None,
     *,
+    condition_channels: int = 0,
     noise_scheduler: EtaDDIMScheduler,
     device: str | torch.device = "cpu",
 ) -> UNet2DModel:
@@ -40,6 +41,7 @@ def pretrained_unet(
         resolution, channels, num_classes: As of `build_unet`. The resolution may be another one than the UNet had, and
             so may the number of classes: each new class starts as what the UNet has for "no class", its last one, or
             without classes as nothing.
+        condition_channels: As of `build_unet`.
         noise_scheduler: Of this run. That of a pipeline must predict the same and have the same noise levels.
         device: Where the network is tried, and stays.
 
@@ -59,7 +61,7 @@ def pretrained_unet(
     if unet.config.class_embed_type is None:
         _set_classes(unet, num_classes, name)
     num_train_timesteps = noise_scheduler.config.num_train_timesteps
-    return check_unet(unet.to(device), name, resolution, channels, num_classes, num_train_timesteps)
+    return check_unet(unet.to(device), name, resolution, channels, num_classes, num_train_timesteps, condition_channels)
 
 
 def _load(path: str | Path) -> tuple[UNet2DModel, SchedulerMixin | None]:

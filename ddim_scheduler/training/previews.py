@@ -60,11 +60,12 @@ def sample_images(
     batch_size: int = 64,
     num_inference_steps: int = 50,
     seed: int = 0,
+    conditions: torch.Tensor | None = None,
     on_step: Callable[[], Any] | None = None,
 ) -> torch.Tensor:
     """
-    Images made by all processes, which all call it. Image k depends on (seed, k) and its class alone, so that it is the
-    same each time and for any number of processes.
+    Images made by all processes, which all call it. Image k depends on (seed, k), its class and its condition alone, so
+    that it is the same each time and for any number of processes.
 
     Args:
         accelerator: Says which images are this process's, and gathers those of all.
@@ -74,6 +75,7 @@ def sample_images(
         batch_size: Images at once, over all processes.
         num_inference_steps: Steps of the sampler.
         seed: Of the set of images.
+        conditions: Taken by turns, (N, C', H, W) in [0, 1], for a model that takes them.
         on_step: Called after each step of each batch.
 
     Returns:
@@ -89,11 +91,19 @@ def sample_images(
             num_inference_steps=num_inference_steps,
             generator=image_generators(seed, indices),
             class_labels=None if class_labels is None else [class_labels[k % len(class_labels)] for k in indices],
+            condition=None if conditions is None else conditions[[k % len(conditions) for k in indices]],
             output_type="pt",
             callback_on_step_end=None if on_step is None else lambda *_: on_step() or {},
         ).images
         images.append(accelerator.gather((mine * 255).round().byte())[:size].cpu())
     return torch.cat(images)
+
+
+def conditions_of(dataset: ImageDataset, number: int) -> torch.Tensor | None:
+    """The conditions of so many images of a data set, or all, (N, C', H, W) in [0, 1]; None if it has none."""
+    if not dataset.condition_channels:
+        return None
+    return torch.stack([dataset[k][2] / 2 + 0.5 for k in range(min(number, len(dataset)))])
 
 
 def save_preview(accelerator: Accelerator, output_dir: str | Path, images: torch.Tensor, step: int):

@@ -14,6 +14,7 @@ This file can be copied, changed, and started by `accelerate launch my_training.
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -38,7 +39,7 @@ def load_datasets(
     """The images of the folder or data set that is asked for, and those that are held out, if any."""
     with accelerator.local_main_process_first():  # which fills the cache of `datasets`
         if args.train_data_dir is not None:
-            found = training.find_folder_images(args.train_data_dir, args.class_conditional)
+            found = training.find_folder_images(args.train_data_dir, args.class_conditional, args.condition_dir)
         else:
             found = training.find_dataset_images(
                 args.dataset_name,
@@ -67,32 +68,33 @@ def load_datasets(
     if held_out is None:
         return dataset, None
     white_level = args.white_level or WHITE_LEVEL  # a few may be dark
-    return dataset, training.ImageDataset(
-        *held_out, channels=dataset.channels, center_crop=True, white_level=white_level, **settings
-    )
+    settings |= {"channels": dataset.channels, "condition_channels": dataset.condition_channels or None}
+    return dataset, training.ImageDataset(*held_out, center_crop=True, white_level=white_level, **settings)
 
 
 def load_unet(
     args: argparse.Namespace,
-    channels: int,
-    num_classes: int | None,
+    dataset: training.ImageDataset,
     noise_scheduler: EtaDDIMScheduler,
     device: torch.device,
 ) -> UNet2DModel:
     """The UNet, with random weights or those to start from."""
-    images = (args.resolution, channels, num_classes)
+    num_classes = None if dataset.class_names is None else len(dataset.class_names)
+    images = (args.resolution, dataset.channels, num_classes)
+    more: dict[str, Any] = {"condition_channels": dataset.condition_channels}
     if args.pretrained_model_name_or_path is not None:
         name = args.pretrained_model_name_or_path
-        unet = training.pretrained_unet(name, *images, noise_scheduler=noise_scheduler, device=device)
+        unet = training.pretrained_unet(name, *images, noise_scheduler=noise_scheduler, device=device, **more)
     elif args.model_config_name_or_path is not None:
         name, num_train_timesteps = args.model_config_name_or_path, args.ddpm_num_steps
-        unet = training.unet_from_config(name, *images, num_train_timesteps=num_train_timesteps, device=device)
+        unet = training.unet_from_config(name, *images, num_train_timesteps=num_train_timesteps, device=device, **more)
     else:
         unet = training.build_unet(
             *images,
             block_out_channels=args.block_out_channels,
             layers_per_block=args.layers_per_block,
             attention_resolutions=args.attention_resolutions,
+            **more,
         )
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -142,7 +144,7 @@ def main(argv: list[str] | None = None) -> float:
     # 1. everything that can be refused is looked at before anything is written
     checkpoint = training.find_checkpoint(output_dir, args.resume_from_checkpoint)
     models = ("pretrained_model_name_or_path", "model_config_name_or_path")
-    inputs = {name: getattr(args, name) for name in ("train_data_dir", *models, "eval_weights")}
+    inputs = {name: getattr(args, name) for name in ("train_data_dir", "condition_dir", *models, "eval_weights")}
     resume = args.resume_from_checkpoint is not None
     training.check_output_dir(output_dir, inputs, overwrite=args.overwrite_output_dir, resume=resume)
     noise_scheduler = EtaDDIMScheduler(
@@ -162,7 +164,7 @@ def main(argv: list[str] | None = None) -> float:
     accelerator.gradient_accumulation_steps = accumulation
     steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
-    unet = load_unet(args, dataset.channels, num_classes, noise_scheduler, accelerator.device)
+    unet = load_unet(args, dataset, noise_scheduler, accelerator.device)
     settings = {name: value for name, value in vars(args).items() if name != "hub_token"}
     settings["class_names"] = dataset.class_names
     settings |= {"num_images": len(dataset), "num_processes": accelerator.num_processes}
@@ -228,7 +230,7 @@ def main(argv: list[str] | None = None) -> float:
         if accelerator.is_main_process:
             training.append_to_loss_log(output_dir, global_step, values)
 
-    def sample(num_images: int, class_labels) -> torch.Tensor:
+    def sample(num_images: int, class_labels, conditions: torch.Tensor | None) -> torch.Tensor:
         calls = math.ceil(num_images / args.eval_batch_size) * args.ddpm_num_inference_steps
         with (
             training.trained_pipeline(unet, noise_scheduler, ema) as pipeline,
@@ -242,6 +244,7 @@ def main(argv: list[str] | None = None) -> float:
                 batch_size=args.eval_batch_size,
                 num_inference_steps=args.ddpm_num_inference_steps,
                 seed=args.seed,
+                conditions=conditions,
                 on_step=bar.update,
             )
 
@@ -263,6 +266,8 @@ def main(argv: list[str] | None = None) -> float:
         number = args.eval_num_images  # with classes as frequent as in the data
         eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
 
+    conditions = training.conditions_of(held_out or dataset, max(args.eval_batch_size, args.eval_num_images))
+
     # 4. the loop
     recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
     mean_loss = math.nan
@@ -272,15 +277,16 @@ def main(argv: list[str] | None = None) -> float:
     with training.noted_signals(is_quiet) as signals:
         asked_to_stop = training.StopVote(accelerator, signals)
         while global_step < max_train_steps and not is_stopped:
-            seed, (images, labels) = next(batches)
+            seed, (images, labels, *condition) = next(batches)
             noisy_images, timesteps, target, is_dropped = training.training_batch(
                 images, noise_scheduler, seed, accelerator, args.noise_offset, args.label_dropout
             )
             torch.manual_seed(training.mixed((*seed, accelerator.process_index + 1)))  # of dropout
+            model_input = training.with_condition(noisy_images, condition, is_dropped)
             class_labels = None if num_classes is None else labels.masked_fill(is_dropped, num_classes)
             group = min(accumulation, batches_per_epoch - seed[-1] // accumulation * accumulation)  # less at the end
             with accelerator.accumulate(model):
-                prediction = model(noisy_images.to(memory_format=memory_format), timesteps, class_labels).sample
+                prediction = model(model_input.to(memory_format=memory_format), timesteps, class_labels).sample
                 loss = (prediction.float() - target).square().mean(dim=(1, 2, 3)) * weights[timesteps]
                 accelerator.backward(loss.mean() * accumulation / group)
                 if accelerator.sync_gradients:
@@ -309,13 +315,13 @@ def main(argv: list[str] | None = None) -> float:
                 log(values)
             try:
                 if global_step % args.save_images_steps == 0 or is_last:
-                    images = sample(args.eval_batch_size, preview_labels)
+                    images = sample(args.eval_batch_size, preview_labels, conditions)
                     if accelerator.is_main_process:
                         training.save_preview(accelerator, output_dir, images, global_step)
                     if held_out is not None:
                         log(validation_losses(held_out))
                 if args.eval_every is not None and (global_step % args.eval_every == 0 or is_last):
-                    images = sample(args.eval_num_images, eval_labels)
+                    images = sample(args.eval_num_images, eval_labels, conditions)
                     if distances is not None:
                         log(distances(images))
             except Exception:
