@@ -247,7 +247,7 @@ class FlowPath(LiveAttributes, EtaSteps):
                 raise ValueError(
                     f"`timestep` must be one of `scheduler.timesteps`, float32 or float64, but is {timestep!r}."
                 )
-            t = t.reshape(()).tolist()
+            t = (t.reshape(()) if t.ndim else t).tolist()
         elif not isinstance(t, float | np.float32 | np.float64):
             raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, not an index, but is {timestep!r}.")
         index = self._index_of_timestep.get(t)

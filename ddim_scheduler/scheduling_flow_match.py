@@ -20,14 +20,23 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
 
-from .arithmetic import add, cast
+from .arithmetic import add, add_, cast
 from .flow_path import FlowPath, Tokens
 from .foreign_configs import adapt_flow_config
 from .sharing import SCHEDULER_ENTRY, SharedScheduler
-from .steps import Transition
+from .steps import Transition, direction_and_std, linear, mean_factors, prediction_coefficients
 from .travelling import travelling_code
-from .validation import check_bool, check_choice, check_floating, check_integer, check_number, check_same_shape
+from .validation import (
+    check_bool,
+    check_choice,
+    check_floating,
+    check_generator,
+    check_integer,
+    check_number,
+    check_same_shape,
+)
 
 MAX_TRAIN_TIMESTEPS = 1_000_000
 # what the built-in's constructor makes the training's levels of
@@ -319,20 +328,13 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
             )
         check_floating("model_output", model_output)
         check_floating("sample", sample)
-        dtype = torch.promote_types(sample.dtype, model_output.dtype)
-        if eta is None:
-            eta = self.config.eta
-        if not return_dict and type(eta) in (float, int) and eta == 0 and per_token_timesteps is None:
-            self._check_timesteps_are_set()
-            index = self._index_at_hand(timestep)
-            if index is not None:  # Euler's step; x_0 is not asked for
-                check_same_shape("model_output", model_output, "sample", sample)
-                computing = dtype if dtype == torch.float64 else torch.float32
-                sample, model_output = cast(sample, computing), cast(model_output, computing)
-                return (cast(add(sample, self._slopes[index], model_output), dtype),)
-
         if generator is None and variance_noise is None:
             generator = self.generator
+        if not return_dict and per_token_timesteps is None and variance_noise is None and not self._is_multistep:
+            prev_sample = self._short_step(model_output, timestep, sample, generator, eta)
+            if prev_sample is not None:
+                return (prev_sample,)
+        dtype = torch.promote_types(sample.dtype, model_output.dtype)
         model_output, timestep = _with_tokens(model_output, timestep, per_token_timesteps)
         prev_sample, pred_original_sample = super().step(
             model_output, timestep, cast(sample, dtype), eta, None, generator, variance_noise, return_dict=False
@@ -340,6 +342,32 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         if not return_dict:
             return (prev_sample,)
         return EtaFlowMatchSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def _short_step(
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, generator: Any, eta: Any
+    ) -> torch.Tensor | None:
+        """x_s without x_0, for a float eta and a timestep that is at hand; None where it must be the long way."""
+        self._check_timesteps_are_set()
+        if eta is None:
+            eta = self.config.eta
+        index = self._index_at_hand(timestep)
+        if index is None or type(eta) not in (float, int) or not 0 <= eta <= 1:
+            return None
+        check_same_shape("model_output", model_output, "sample", sample)
+        if generator is not None:
+            check_generator(generator, len(sample))
+        dtype = torch.promote_types(sample.dtype, model_output.dtype)
+        if dtype != torch.float32 or model_output.dtype != torch.float32:
+            computing = dtype if dtype == torch.float64 else torch.float32
+            sample, model_output = cast(sample, computing), cast(model_output, computing)
+        if eta == 0:  # Euler's step
+            return cast(add(sample, self._slopes[index], model_output), dtype)
+        row = self._table.row(index)
+        direction, std = direction_and_std(row, eta, math.sqrt)
+        coefficients = prediction_coefficients(self._prediction_type, row.alpha_t, row.sigma_t)
+        mean = linear(sample, model_output, *mean_factors(row.alpha_s, direction, *coefficients))
+        noise = randn_tensor(sample.shape, generator, sample.device, dtype)
+        return cast(add_(mean, std, cast(noise, mean.dtype)), dtype)
 
     def transition(  # type: ignore[override]
         self,

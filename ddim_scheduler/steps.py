@@ -66,6 +66,28 @@ def prediction_coefficients(prediction_type: str, alpha_t: Any, sigma_t: Any) ->
     raise ValueError(f"`prediction_type` must be one of {choices}, but is {prediction_type!r}.")
 
 
+def direction_and_std(row: Row, eta: Any, sqrt: Any, is_sigma_hat: bool = False) -> tuple[Any, Any]:
+    """
+    Coefficient of eps and std of a step: sigma_s^2 - std^2 = (1 - eta^2) sigma_s^2 + (eta direction(1))^2, a sum that
+    cannot become negative. The std is None for a float 0.
+    """
+    if isinstance(eta, float) and eta == 0:
+        return row.sigma_s, None
+    direction = sqrt((1 - eta * eta) * row.sigma_s * row.sigma_s + eta * eta * row.direction * row.direction)
+    return direction, eta * (row.fresh_std if is_sigma_hat else row.std)
+
+
+def mean_factors(alpha_s: Any, direction: Any, p: Any, q: Any, r: Any, w: Any) -> tuple[Any, Any]:
+    """a and b of alpha_s x_0 + direction eps = a x_t + b m."""
+    return sum_of_products(alpha_s, p, direction, r), sum_of_products(alpha_s, q, direction, w)
+
+
+def linear(sample: torch.Tensor, model_output: torch.Tensor, of_sample: Any, of_output: Any) -> torch.Tensor:
+    if isinstance(of_sample, float) and of_sample == 1:
+        return add(sample, of_output, model_output)
+    return add_(times(sample, of_sample), of_output, model_output)
+
+
 class StepTable:
     """The rows of all steps, in float64, on the host and on a device. It never changes: a new grid has a new one."""
 
@@ -213,14 +235,9 @@ class EtaSteps(Multistep):
         else:
             check_bool("use_clipped_model_output", use_clipped_model_output)
 
-        # 1. the row of t, the std of eq. (16) and the direction that goes with it:
-        #    sigma_s^2 - std^2 = (1 - eta^2) sigma_s^2 + (eta direction(1))^2, a sum that cannot become negative
+        # 1. the row of t, the std of eq. (16) and the direction that goes with it
         row, eta, sqrt = self._row(timestep, config.eta if eta is None else eta, sample)
-        if isinstance(eta, float) and eta == 0:
-            direction, std = row.sigma_s, None
-        else:
-            direction = sqrt((1 - eta * eta) * row.sigma_s * row.sigma_s + eta * eta * row.direction * row.direction)
-            std = eta * (row.fresh_std if variance_type == "sigma_hat" else row.std)
+        direction, std = direction_and_std(row, eta, sqrt, variance_type == "sigma_hat")
         model_output, variance = self._split_output(model_output, sample)
         if std is not None and variance is not None:
             std = times(_learned_std(variance, row, variance_type), eta)
@@ -245,11 +262,7 @@ class EtaSteps(Multistep):
 
         # 4. the mean of x_s, alpha_s x_0 + direction eps, eq. (12), its factors gathered so that each is rounded once
         if not is_constrained:
-            of_sample, of_output = sum_of_products(alpha_s, p, direction, r), sum_of_products(alpha_s, q, direction, w)
-            if isinstance(of_sample, float) and of_sample == 1:
-                mean = add(sample, of_output, model_output)
-            else:
-                mean = add_(times(sample, of_sample), of_output, model_output)
+            mean = linear(sample, model_output, *mean_factors(alpha_s, direction, p, q, r, w))
         elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
             b = direction / row.sigma_t
             mean = add_(times(x_0, alpha_s - b * row.alpha_t), b, sample)
