@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> str:
     )
     result = (
         f"{versions('cpu')}; {method} of the rounds in brackets; at eta = 1 against the built-in's "
-        f"`stochastic_sampling`, with the noise drawn before.\n\n{table()}\nCompilations of a loop of {STEPS} steps with "
+        f"`stochastic_sampling`, with the noise drawn before.\n\n{table()}\nCompilations of {STEPS} steps with "
         f"`fullgraph=True`: {compilations()}.\n"
     )
     print(result, end="")

@@ -132,6 +132,7 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         "UniPCMultistepScheduler",
         "DPMSolverMultistepScheduler",
     ]
+    init_noise_sigma = 1.0  # of the samples that a loop starts from, as the DDIM schedulers have it
     order = 1
 
     @register_to_config

@@ -5,8 +5,9 @@ Fine-tunes a saved pipeline towards a reward by policy gradient, as DDPO does (h
 
     python examples/policy_gradient.py outputs/digits --output_dir outputs/bright-digits
 
-A step of the sampler is an action: `EtaDDIMScheduler.transition` gives the Gaussian it is drawn from, `log_prob` the
-log-density of what was drawn. The reward here is the mean brightness of the image; replace `reward` by your own.
+A step of the sampler is an action: `transition` of the scheduler, EtaDDIMScheduler or EtaFlowMatchScheduler, gives the
+Gaussian it is drawn from, `log_prob` the log-density of what was drawn. The reward here is the mean brightness of the
+image; replace `reward` by your own.
 """
 
 import argparse

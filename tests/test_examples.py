@@ -1,6 +1,7 @@
 """The other examples, run on something small; and what examples import."""
 
 import ast
+import copy
 import re
 import runpy
 import sys
@@ -11,7 +12,7 @@ import PIL.Image
 import pytest
 from diffusers import UNet2DModel
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, EtaFlowMatchScheduler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -155,8 +156,11 @@ def test_wrong_argument_is_a_line_before_any_work(script, arguments, message, pi
     assert re.search(rf"error: .*{message}", line), line
 
 
-def test_policy_gradient_raises_the_reward(pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize(
+    "scheduler_class", [EtaDDIMScheduler, pytest.param(EtaFlowMatchScheduler, marks=pytest.mark.slow)]
+)
+def test_policy_gradient_raises_the_reward(unet, scheduler_class, tmp_path):
+    EtaDDIMPipeline(copy.deepcopy(unet), scheduler_class()).save_pretrained(tmp_path / "model")
     arguments = f"{tmp_path / 'model'} --output_dir {tmp_path / 'tuned'} --num_rounds 4 --batch_size 64"
     rewards = policy_gradient.main([*arguments.split(), "--num_inference_steps", "5", "--learning_rate", "3e-3"])
     assert rewards[-1] > rewards[0] + 0.1
