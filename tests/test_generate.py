@@ -172,7 +172,7 @@ def test_second_run_of_other_settings_is_refused_before_there_is_an_image(model,
     monkeypatch.setattr(generation, "image_generators", lambda *_: pytest.fail("a run made images"))
     check, others = generation.check_output_dir, []
 
-    def check_after_another_run(output_dir, num_images, settings):
+    def check_after_another_run(output_dir, num_images, settings, suffix):
         check(output_dir, num_images, settings)
         if not others:
             others.append({**settings, "eta": 0.25})
@@ -292,3 +292,20 @@ def test_class_conditional_pipeline_of_ddpm(small_unet, tmp_path):
         generate.main([*arguments, "--num_classes", "3"])
     with pytest.raises(ValueError, match="`num_classes` is 4, but the UNet has 3"):
         generate.main([*arguments, "--num_classes", "4"])
+
+
+def test_guided_images_of_given_classes(small_unet, tmp_path):
+    pipeline = EtaDDIMPipeline(unet=small_unet(num_class_embeds=4), scheduler=EtaDDIMScheduler())
+    pipeline.save_pretrained(tmp_path / "model")
+    folder = tmp_path / "images"
+    arguments = f"{tmp_path / 'model'} --output_dir {folder} --num_images 3 --num_inference_steps 2".split()
+    generate.main([*arguments, "--class_labels", "2", "0", "--guidance_scale", "2.5"])
+    images = pipeline(3, 2, seed=0, class_labels=[2, 0, 2], guidance_scale=2.5).images
+    assert (pixels(folder) == np.stack([np.asarray(image) for image in images])).all()
+    for options, name in (
+        (["--class_labels", "2", "0"], "guidance_scale"),
+        (["--class_labels", "0", "--guidance_scale", "2.5"], "class_labels"),
+        (["--guidance_scale", "2.5"], "class_labels"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` is .* for the images in"):
+            generate.main([*arguments, *options])

@@ -14,7 +14,7 @@ from ddim_scheduler.training.train_unconditional import main
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = [
     *("--resolution", "16", "--block_out_channels", "8", "16", "--layers_per_block", "1", "--attention_resolutions"),
-    *("--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "2", "--use_ema"),
+    *("--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "2"),
     *("--eval_batch_size", "4", "--ddpm_num_inference_steps", "3", "--mixed_precision", "no"),
 ]
 

@@ -126,8 +126,13 @@ def _add_training(parser: argparse.ArgumentParser):
     group.add_argument("--train_batch_size", type=int, default=16, help="images per process and forward pass")
     group.add_argument("--num_epochs", type=int, default=100, help="passes over the data")
     group.add_argument("--max_train_steps", type=int, help="optimizer steps; replaces --num_epochs")
-    group.add_argument("--learning_rate", type=float, default=1e-4, help="peak learning rate of AdamW")
-    group.add_argument("--use_ema", action="store_true", help="save and preview the moving average of the weights")
+    group.add_argument("--learning_rate", type=float, default=1e-3, help="peak learning rate of AdamW")
+    group.add_argument(
+        "--use_ema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="save and preview the moving average of the weights",
+    )
     group.add_argument(
         "--mixed_precision", choices=("no", "fp16", "bf16"), help="default: bf16 where there are instructions for it"
     )
@@ -179,20 +184,22 @@ def _add_more_model(parser: argparse.ArgumentParser):
 
 def _add_diffusion(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("diffusion")
-    group.add_argument("--prediction_type", default="epsilon", choices=PREDICTION_TYPES, help="what the model predicts")
+    group.add_argument(
+        "--prediction_type", default="v_prediction", choices=PREDICTION_TYPES, help="what the model predicts"
+    )
     group.add_argument("--ddpm_num_steps", type=int, default=1000, help="number of noise levels T")
-    group.add_argument("--ddpm_beta_schedule", default="linear", choices=BETA_SCHEDULES, help="noise schedule")
+    group.add_argument("--ddpm_beta_schedule", default="squaredcos_cap_v2", choices=BETA_SCHEDULES, help="betas")
     group.add_argument(
         "--rescale_betas_zero_snr", action="store_true", help="no signal at the last t; not with epsilon"
     )
     group.add_argument("--snr_gamma", type=float, help="min-SNR weights, 5 in the paper (default: no weights)")
     group.add_argument("--noise_offset", type=float, default=0.0, help="std of the noise that an image has as a whole")
-    group.add_argument("--timestep_spacing", default="leading", choices=TIMESTEP_SPACINGS, help="sampling grid")
+    group.add_argument("--timestep_spacing", default="trailing", choices=TIMESTEP_SPACINGS, help="sampling grid")
     group.add_argument(
         "--clip_sample",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="sampling clips the predicted image; the paper's does not",
+        default=False,
+        help="clip the predicted image in sampling; the paper's does not",
     )
 
 
@@ -208,7 +215,7 @@ def _add_optimisation(parser: argparse.ArgumentParser):
     group.add_argument(
         "--lr_warmup_steps", type=_steps_or_share, default=0.05, help="steps of warm-up, or a share of all below 1"
     )
-    group.add_argument("--adam_beta1", type=float, default=0.95, help="AdamW's first beta")
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="AdamW's first beta")
     group.add_argument("--adam_beta2", type=float, default=0.999, help="AdamW's second beta")
     group.add_argument("--adam_weight_decay", type=float, default=1e-6, help="AdamW's weight decay")
     group.add_argument("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon")
