@@ -20,6 +20,7 @@ SMALL = {
     "attention_resolutions": [8],
     "num_head_channels": 16,
 }
+NARROW = {"num_channels": 32, "num_head_channels": 32, "channel_mult": None}
 
 
 # ------------------------------------------------------------------------------- the network, written from its layout
@@ -173,8 +174,8 @@ def make_guided(config, seed=0):
         ({"num_head_channels": -1, "num_heads": 1, "attention_resolutions": [16, 4], "channel_mult": [1, 2, 3]}, 16),
         ({"resblock_updown": True, "attention_resolutions": [16, 8], "num_res_blocks": 2}, 16),
         # the published layouts, narrower
-        ({**guided_diffusion.CONFIGS["imagenet64"], "num_channels": 64, "channel_mult": None}, 16),
-        ({**guided_diffusion.CONFIGS["lsun256"], "num_channels": 64, "channel_mult": None}, 32),
+        ({**guided_diffusion.CONFIGS["imagenet64"], **NARROW}, 16),
+        ({**guided_diffusion.CONFIGS["lsun256"], **NARROW}, 32),
     ],
 )
 @torch.no_grad()
