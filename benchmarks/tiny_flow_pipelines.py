@@ -20,7 +20,7 @@ from diffusers.pipelines.qwenimage import (
     pipeline_qwenimage_layered,
 )
 
-from tiny_pipelines import DROP, IMAGE, MODELS, PREPARE, SPECIAL, WIDTH, arguments, build, pipeline_class, randn
+from tiny_pipelines import DROP, IMAGE, MODELS, PREPARE, SPECIAL, VISION, WIDTH, arguments, build, pipeline_class, randn
 from tiny_pipelines import MASK as MASK_IMAGE
 
 __all__ = ["arguments", "build", "built_in", "pipeline_class"]
@@ -180,7 +180,63 @@ MODELS |= {
         "time_step_dim": 4,
         "rope_scaling": {"long_factor": [1.0] * 4, "short_factor": [1.0] * 4},
     },
+    "ErnieImageTransformer2DModel": {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_layers": 1,
+        "ffn_hidden_size": 32,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_in_dim": WIDTH,
+        "rope_axes_dim": ROPE,
+    },
+    "Krea2Transformer2DModel": HEADS
+    | {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_key_value_heads": 2,
+        "intermediate_size": 32,
+        "timestep_embed_dim": 16,
+        "text_hidden_dim": WIDTH,
+        "num_text_layers": 2,
+        "text_num_attention_heads": 2,
+        "text_num_key_value_heads": 2,
+        "text_intermediate_size": 16,
+        "num_layerwise_text_blocks": 1,
+        "num_refiner_text_blocks": 1,
+        "axes_dims_rope": ROPE,
+    },
+    "NucleusMoEImageTransformer2DModel": QWEN
+    | {"num_experts": 2, "moe_intermediate_dim": 16, "mlp_ratio": 2.0, "num_layers": 5, "capacity_factors": 1.0},
+    "JoyImageEditTransformer3DModel": {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "text_dim": WIDTH,
+        "num_layers": 1,
+        "rope_dim_list": list(ROPE),
+    },
+    "HiDreamImageTransformer2DModel": HEADS
+    | {
+        "patch_size": 2,
+        "in_channels": 4,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "caption_channels": [WIDTH, WIDTH],
+        "text_emb_dim": 2 * WIDTH,
+        "axes_dims_rope": (8, 4, 4),
+        "max_resolution": (8, 8),
+        "llama_layers": [0, 0],
+    },
     # video
+    "AnyFlowFARTransformer3DModel": WAN | {"chunk_partition": (1, 1)},
+    "SiglipVisionModel": {key: value for key, value in VISION.items() if key != "projection_dim"},
+    "HunyuanVideoFramepackTransformer3DModel": HUNYUAN_VIDEO
+    | {
+        "image_condition_type": None,
+        "has_image_proj": True,
+        "image_proj_dim": WIDTH,
+        "has_clean_x_embedder": True,
+    },
     "WanTransformer3DModel": WAN,
     "AnyFlowTransformer3DModel": WAN,
     "ChronoEditTransformer3DModel": WAN,
@@ -332,6 +388,8 @@ MODELS |= {
         "layers_per_block": (1,) * 5,
         "decoder_layers_per_block": (1,) * 4,
         "patch_size": 1,
+        "spatial_compression_ratio": 8,
+        "temporal_compression_ratio": 8,
     },
     "AutoencoderKLLTX2Audio": {
         "base_channels": 8,
@@ -427,6 +485,15 @@ for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_inpaint):
 for module in (pipeline_qwenimage_edit_plus, pipeline_qwenimage_layered, pipeline_longcat_image_edit):
     module.calculate_dimensions = lambda area, ratio: (16, 16)
 SPECIAL += [
+    (
+        "HunyuanSkyreels.*",
+        NO_TEXT | {"transformer": {"in_channels": 8}},
+        EMBEDS | POOLED | MASKS | LATENT | {"num_frames": 5},
+    ),
+    ("HunyuanVideoImageToVideo.*", {"transformer": {"in_channels": 9, "image_condition_type": "latent_concat"}}, {}),
+    ("HunyuanVideo15ImageToVideo.*", {"transformer": {"task_type": "i2v"}}, {}),
+    ("ChronoEdit.*", {"transformer": {"image_dim": WIDTH, "added_kv_proj_dim": 24}}, {}),
+    ("SanaImageToVideo.*", {"vae": "AutoencoderKLWan"}, {"frames": 5}),
     ("Cosmos2VideoToWorld.*", {"transformer": {"in_channels": 17}}, {}),
     ("(WanImageToVideo|ChronoEdit).*", {"transformer": {"in_channels": 36}}, {"image_embeds": DROP}),
     ("LucyEdit.*", {"transformer": {"in_channels": 32}}, {}),
@@ -533,6 +600,28 @@ SPECIAL += [
         },
     ),
     ("LongCatAudioDiT.*", {}, {"prompt": "a cat", "negative_prompt": None, "audio_duration_s": 0.5}),
+    ("ZImageControlNetInpaint.*", {"controlnet": {"control_in_dim": 9}}, {}),
+    ("LTX2ImageToVideo.*", {}, {"image_crf": 0}),  # a compression that needs a package
+    ("AnyFlowFAR.*", {}, {"video": DROP}),
+    ("(ErnieImage|Krea2|NucleusMoE|JoyImageEdit).*", NO_TEXT | {"processor": None}, EMBEDS | QWEN_MASKS | LATENT),
+    ("ErnieImage.*", {}, LISTS),
+    ("Krea2.*", {}, {f"{sign}prompt_embeds_mask": MASK.bool() for sign in ("", "negative_")}),
+    ("Krea2.*", {}, {"prompt_embeds": randn(1, 16, 2, WIDTH), "negative_prompt_embeds": randn(1, 16, 2, WIDTH)}),
+    (
+        "HiDream.*",
+        NO_TEXT | {f"{part}_{k}": None for part in ("text_encoder", "tokenizer") for k in (3, 4)},
+        {
+            "prompt": None,
+            "negative_prompt": None,
+            "prompt_embeds_t5": randn(1, 16, WIDTH),
+            "negative_prompt_embeds_t5": randn(1, 16, WIDTH, seed=1),
+            "prompt_embeds_llama3": randn(1, 1, 16, WIDTH, seed=2),
+            "negative_prompt_embeds_llama3": randn(1, 1, 16, WIDTH, seed=3),
+            "pooled_prompt_embeds": randn(1, 2 * WIDTH),
+            "negative_pooled_prompt_embeds": randn(1, 2 * WIDTH, seed=1),
+        }
+        | LATENT,
+    ),
     ("EasyAnimate.*", NO_TEXT, EMBEDS | MASKS | LATENT | {"num_frames": 5, "video": DROP}),
 ]
 PREPARE.append(("Kandinsky5.*", lambda pipe: setattr(pipe, "resolutions", [(16, 16)]) or {}))

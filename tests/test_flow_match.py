@@ -548,6 +548,12 @@ def test_configs_of_flow_schedulers_go_there_and_back(theirs, tmp_path):
         ours.register_to_config(base_shift=0.4)
         assert not getattr(ours.config, "use_flow_sigmas", False)
         ours.register_to_config(base_shift=0.5)
+        ours.set_timesteps(4, mu=0.9)
+        sample, output = randn(1, 2), randn(1, 2, seed=1)
+        for sigma, t in zip(ours.sigmas.double().diff(), ours.timesteps, strict=True):  # of first order, as it says
+            expected = sample + sigma * output
+            assert (ours.step(output, t, sample).prev_sample - expected).abs().max() < 1e-12
+            sample = expected
         ours.save_pretrained(tmp_path / "ours")
         for back in (type(theirs).from_config(ours.config), type(theirs).from_pretrained(tmp_path / "ours")):
             assert {key: back.config[key] for key in keys} == {key: theirs.config[key] for key in keys}
