@@ -73,10 +73,7 @@ def load_datasets(
 
 
 def load_unet(
-    args: argparse.Namespace,
-    dataset: training.ImageDataset,
-    noise_scheduler: EtaDDIMScheduler,
-    device: torch.device,
+    args: argparse.Namespace, dataset: training.ImageDataset, noise_scheduler: EtaDDIMScheduler, device: torch.device
 ) -> UNet2DModel:
     """The UNet, with random weights or those to start from."""
     num_classes = None if dataset.class_names is None else len(dataset.class_names)
@@ -265,13 +262,11 @@ def main(argv: list[str] | None = None) -> float:
         preview_labels = range(num_classes)
         number = args.eval_num_images  # with classes as frequent as in the data
         eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
-
     conditions = training.conditions_of(held_out or dataset, max(args.eval_batch_size, args.eval_num_images))
 
     # 4. the loop
     recent_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
-    mean_loss = math.nan
-    is_last = is_stopped = False
+    mean_loss, is_last, is_stopped = math.nan, False, False
     batches = training.seeded_batches(dataloader, args.seed, global_step, steps_per_epoch, accumulation)
     unet.train()
     with training.noted_signals(is_quiet) as signals:
