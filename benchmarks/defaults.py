@@ -69,21 +69,23 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     )
     parser.add_argument("--sets", nargs="+", default=[*SETS], choices=[*SETS], help="images to train on")
     parser.add_argument("--num_steps", type=int, nargs="+", default=NUM_STEPS, help="optimizer steps")
+    parser.add_argument("--options", help="a third row: the defaults with these options of the training command")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/defaults"), help="folder of the runs")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
     if "emoji" in args.sets and not SETS["emoji"].train.is_dir():
         write_emoji(SETS["emoji"].train.parent)
+    recipes = RECIPES if args.options is None else {**RECIPES, args.options: args.options}
     results: dict[str, dict[str, Any]] = {}
     for steps in args.num_steps:  # the short ones of all sets first
         for name in args.sets:
             results[f"{name} floor"] = floor(SETS[name], args.work_dir / f"{name}-floor")
-            for recipe, options in RECIPES.items():
+            for recipe, options in recipes.items():
                 run = f"{name} {recipe} {steps}"
-                results[run] = result(SETS[name], options, steps, args.work_dir / run.replace(" ", "-"))
-                print(table(results, args.sets, args.num_steps), flush=True)
+                results[run] = result(SETS[name], options, steps, args.work_dir / run.replace(" ", "_"))
+                print(table(results, args.sets, [*recipes], args.num_steps), flush=True)
                 if args.update is not None:
-                    update(args.update, "defaults", table(results, args.sets, args.num_steps))
+                    update(args.update, "defaults", table(results, args.sets, [*recipes], args.num_steps))
     return results
 
 
@@ -144,12 +146,12 @@ def compared(made: torch.Tensor, images: ImageSet) -> Scores:
     return scores(*(extract_features(some, network) for some in (made, real(images.train, NUM_REFERENCE))))
 
 
-def table(results: dict[str, dict[str, Any]], sets: list[str], num_steps: list[int]) -> str:
-    """Fréchet or kernel distance and precision, a row for each set and recipe."""
+def table(results: dict[str, dict[str, Any]], sets: list[str], recipes: list[str], num_steps: list[int]) -> str:
+    """Fréchet distance, or 1000 times the kernel distance where there is none, and precision, for each set and recipe."""
     columns = " | ".join(f"{steps:,} steps" for steps in num_steps)
     text = f"{versions('cpu')}.\n\n| | | {columns} | real images |\n|---|---|{'---|' * (len(num_steps) + 1)}\n"
     for name in sets:
-        for recipe in RECIPES:
+        for recipe in recipes:
             cells = [results.get(f"{name} {key}") for key in [*(f"{recipe} {n}" for n in num_steps), "floor"]]
             text += f"| {name} | {recipe} | {' | '.join(map(cell, cells))} |\n"
     return text
