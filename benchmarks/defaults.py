@@ -147,7 +147,7 @@ def compared(made: torch.Tensor, images: ImageSet) -> Scores:
 
 
 def table(results: dict[str, dict[str, Any]], sets: list[str], recipes: list[str], num_steps: list[int]) -> str:
-    """Fréchet distance, or 1000 times the kernel distance where there is none, and precision, for each set and recipe."""
+    """Fréchet distance, or else 1000 times the kernel distance, and precision, for each set and recipe."""
     columns = " | ".join(f"{steps:,} steps" for steps in num_steps)
     text = f"{versions('cpu')}.\n\n| | | {columns} | real images |\n|---|---|{'---|' * (len(num_steps) + 1)}\n"
     for name in sets:
