@@ -66,7 +66,7 @@ Output = Callable[[torch.Tensor, float, float, Any], torch.Tensor]  # of x_t, al
 
 
 class Track(NamedTuple):
-    """A model: its output, the settings of its schedulers, noise for a seed, and a distance of samples from its data."""
+    """A model: its output, its schedulers' settings, noise for a seed, and a distance of samples from the data."""
 
     output: Output
     settings: dict[str, Any]
@@ -138,7 +138,7 @@ def candidates(track: Track, scheduler: EtaDDIMScheduler) -> Iterator[tuple[str,
         for setting in SETTINGS:
             if name == "LMS" and "rescale_betas_zero_snr" in track.settings:
                 continue  # which knows no such schedule
-            label = setting.get("timestep_spacing", [*setting][0].removeprefix("use_").removesuffix("_sigmas"))
+            label = setting.get("timestep_spacing") or next(iter(setting)).split("_")[1]
             yield (
                 name,
                 label,

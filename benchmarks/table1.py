@@ -51,6 +51,14 @@ COMPARED = (("linspace", (10, 15, 20, 30)), ("trailing", (15, 30)), ("leading", 
 TIMED_IMAGES = 16
 
 
+def unfitted(path: str) -> EtaDDIMPipeline:
+    """The pipeline with a scheduler that takes every number of steps."""
+    pipeline = EtaDDIMPipeline.from_pretrained(path)
+    if pipeline.scheduler.config.timestep_spacing == "fitted":
+        use_scheduler(pipeline, EtaDDIMScheduler, timestep_spacing="trailing")
+    return pipeline
+
+
 class Cell(NamedTuple):
     """One set of images."""
 
@@ -67,7 +75,7 @@ class Cell(NamedTuple):
         """Makes the images that the folder lacks."""
         eta, changes = ROWS[self.row]
         spacing = {} if self.spacing is None else {"timestep_spacing": self.spacing}
-        pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline)
+        pipeline = unfitted(args.pipeline)
         use_scheduler(pipeline, SCHEDULERS[self.scheduler], **changes, **spacing)
         generate_images(
             pipeline,
@@ -103,7 +111,7 @@ def compared_cells() -> list[Cell]:
 
 def measure_times(args: argparse.Namespace) -> dict[int, float]:
     """Milliseconds for each image, by the number of steps; 1000 steps are measured as well."""
-    pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
+    pipeline = unfitted(args.pipeline).to(args.device)
     pipeline.set_progress_bar_config(disable=True)
     milliseconds = {}
     for steps in [1, *args.steps, MANY_STEPS]:  # the first one warms up

@@ -36,6 +36,7 @@ from .validation import check_integer
 # of the least squares, towards the weights of the formula: the smaller one serves few steps, the larger one many, whose
 # predictions are nearly the same
 RIDGES = (1e-3, 1e-1)
+TEACHER_STEPS = 80
 BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 MAX_ELEMENTS = 2**18
 
@@ -256,7 +257,7 @@ def _changed(scheduler: Any, **changes: Any) -> Any:
 def fit_sampler(
     pipe: DiffusionPipeline,
     num_inference_steps: Iterable[int] = (5, 8, 10, 15, 20),
-    teacher_steps: int = 80,
+    teacher_steps: int = TEACHER_STEPS,
     seeds: int = 16,
     max_elements: int = MAX_ELEMENTS,
     **arguments: Any,
@@ -383,7 +384,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("pipeline", help="folder of the pipeline; its scheduler is replaced, unless --output is given")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10, 15, 20], help="numbers of steps to fit")
     parser.add_argument("--output", type=Path, help="folder to save the whole pipeline to, instead")
-    parser.add_argument("--teacher_steps", type=int, default=80, help="steps of the teacher")
+    parser.add_argument("--teacher_steps", type=int, help="steps of the teacher, at most T if not given (default: 80)")
     parser.add_argument("--seeds", type=int, default=16, help="trajectories to fit to")
     parser.add_argument("--arguments", type=json.loads, default={}, help="of the pipeline's call, a JSON dictionary")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run it")
@@ -404,8 +405,15 @@ def main(argv: list[str] | None = None):
     print(f"The samplers are in {args.output or args.pipeline}: timestep_spacing='fitted'")
 
 
-def fit_saved(pipe: Any, steps: Iterable[int], teacher_steps: int, seeds: int, **arguments: Any) -> EtaDDIMScheduler:
-    """`fit_sampler`; the classes of a class-conditional `UNet2DModel` take turns if none are given."""
+def fit_saved(
+    pipe: Any, steps: Iterable[int], teacher_steps: int | None = None, seeds: int = 16, **arguments: Any
+) -> EtaDDIMScheduler:
+    """
+    `fit_sampler` with what a command does not ask for: as many steps of a teacher as there can be, and the classes of a
+    class-conditional `UNet2DModel` in turn.
+    """
+    if teacher_steps is None:
+        teacher_steps = min(TEACHER_STEPS, pipe.scheduler.config.num_train_timesteps)
     classes = getattr(getattr(getattr(pipe, "unet", None), "config", None), "num_class_embeds", None)
     if classes and "class_labels" in inspect.signature(type(pipe).__call__).parameters:
         arguments.setdefault("class_labels", [k % max(1, classes - 1) for k in range(seeds)])

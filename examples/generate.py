@@ -40,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, default=1000, help="number of images over all processes")
     parser.add_argument("--batch_size", type=int, default=64, help="images per process and model call")
     parser.add_argument("--num_inference_steps", type=int, default=50, help="sampler steps")
-    parser.add_argument("--timestep_spacing", choices=TIMESTEP_SPACINGS, help="grid of timesteps, instead of its own")
+    parser.add_argument("--timestep_spacing", choices=(*TIMESTEP_SPACINGS, "fitted"), help="grid, instead of its own")
     parser.add_argument(
         "--clip_sample", action=argparse.BooleanOptionalAction, help="whether to clip x_0, instead of its own setting"
     )

@@ -200,9 +200,13 @@ def main(argv: list[str] | None = None) -> Path:
             f"--num_inference_steps must be at most {len(pipeline.scheduler)}, but are {args.num_inference_steps}"
         )
     spacing = args.timestep_spacing or pipeline.scheduler.config.timestep_spacing
+    if spacing == "fitted":  # whose steps have a history, and cannot be inverted
+        spacing = "trailing"
     if THEIRS in args.methods and spacing not in ("leading", "trailing"):
         parser.error(f"--methods {THEIRS} knows leading and trailing timesteps only, but the spacing is {spacing}")
-    pipeline.scheduler = EtaDDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
+    pipeline.scheduler = EtaDDIMScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing=spacing, solver_order=1
+    )
     # clipping x_0 forgets where a sample came from, so images are inverted without, as in the paper
     scheduler = EtaDDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
     unclipped = EtaDDIMPipeline(unet=pipeline.unet, scheduler=scheduler)

@@ -16,6 +16,7 @@ from diffusers.optimization import SchedulerType
 
 from ..command_line import launched_as, started_by
 from ..evaluation import FEATURES
+from ..fitting import TEACHER_STEPS
 from ..scheduling_ddim import BETA_SCHEDULES, PREDICTION_TYPES, TIMESTEP_SPACINGS
 from .model import attention_heights
 
@@ -232,6 +233,9 @@ def _add_more_output(parser: argparse.ArgumentParser):
         "--eval_batch_size", type=int, default=64, help="images of a preview, made at once by all processes"
     )
     group.add_argument("--ddpm_num_inference_steps", type=int, default=50, help="DDIM steps of a preview")
+    group.add_argument(
+        "--fit_steps", type=int, nargs="+", help="numbers of steps to fit samplers to at the end: 5 10 20 (few steps)"
+    )
     group.add_argument("--checkpoints_total_limit", type=int, help="checkpoints to keep; the oldest are deleted")
     group.add_argument("--logging_steps", type=int, default=50, help="optimizer steps between lines of the log")
 
@@ -267,6 +271,9 @@ def _check_numbers(parser: argparse.ArgumentParser, args: argparse.Namespace):
                 parser.error(f"--{name} must be positive, but is {number}")
     if len(args.resolution) > 2:
         parser.error(f"--resolution must be one or two numbers, but is {args.resolution}")
+    highest = min(TEACHER_STEPS, args.ddpm_num_steps)
+    if max(args.fit_steps or [0]) > highest:
+        parser.error(f"--fit_steps must not exceed {highest}, but are {args.fit_steps}")
     if args.ddpm_num_inference_steps > args.ddpm_num_steps:
         parser.error(
             f"--ddpm_num_inference_steps must not exceed --ddpm_num_steps, but is {args.ddpm_num_inference_steps}"

@@ -26,6 +26,7 @@ from diffusers.training_utils import EMAModel
 
 from ddim_scheduler import EtaDDIMScheduler, training
 from ddim_scheduler.command_line import run
+from ddim_scheduler.fitting import fit_saved
 from ddim_scheduler.image_files import WHITE_LEVEL
 
 logger = get_logger(__name__, log_level="INFO")
@@ -336,6 +337,9 @@ def main(argv: list[str] | None = None) -> float:
         with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
             training.write_pipeline(pipeline, output_dir)  # whatever becomes of the upload
             logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
+            if args.fit_steps is not None:
+                pipeline.scheduler = fit_saved(pipeline, args.fit_steps)
+                training.write_pipeline(pipeline, output_dir)
             if repo_id is not None:
                 private = True if args.hub_private_repo else None
                 pipeline.save_pretrained(
