@@ -71,13 +71,15 @@ def check_model(tables: dict[str, FittedTable] | None, prediction_type: str, sig
         )
 
 
-def fitted_table(tables: dict[str, FittedTable] | None, num_inference_steps: int) -> FittedTable:
+def fitted_table(
+    tables: dict[str, FittedTable] | None, num_inference_steps: int, asked_by: str = "timestep_spacing='fitted'"
+) -> FittedTable:
     """The table for N steps; raises ValueError with the numbers that there are, if there is none."""
     table = (tables or {}).get(str(num_inference_steps))
     if table is None:
         counts = ", ".join(tables) if tables else "no number: call `fit_sampler` first"
         raise ValueError(
-            f"`timestep_spacing` 'fitted' has no sampler for `num_inference_steps` {num_inference_steps}, but for "
-            f"{counts}. Another spacing takes every number."
+            f"`{asked_by}` has no sampler for `num_inference_steps` {num_inference_steps}, but for {counts}. Without "
+            "it every number is taken."
         )
     return table

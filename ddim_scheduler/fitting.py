@@ -29,14 +29,17 @@ from tqdm.auto import tqdm
 
 from .command_line import run
 from .fitted_tables import FittedTable
+from .foreign_configs import is_of_flow_matching
 from .multistep import FORMULA_WEIGHTS, MAX_ORDER
 from .scheduling_ddim import EtaDDIMScheduler
+from .scheduling_flow_match import EtaFlowMatchScheduler
 from .validation import check_integer
 
 # of the least squares, towards the weights of the formula: the smaller one serves few steps, the larger one many, whose
 # predictions are nearly the same
 RIDGES = (1e-3, 1e-1)
 TEACHER_STEPS = 80
+FITTED_SEED, HELD_OUT_SEED = 0, 1  # each of a whole batch
 BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 MAX_ELEMENTS = 2**18
 
@@ -51,12 +54,16 @@ class _Watcher:
 
     def __enter__(self):
         step = self.scheduler.step
+        signature = inspect.signature(step)
 
         @functools.wraps(step)  # pipelines look at its arguments
         def watched(model_output, timestep, sample, *args, **kwargs):
-            eta = args[0] if args else kwargs.get("eta")
+            given = signature.bind(model_output, timestep, sample, *args, **kwargs).arguments
+            eta = given.get("eta")
             if (self.scheduler.config.eta if eta is None else eta) != 0:
                 raise ValueError(f"`eta` must be 0 while a sampler is fitted, but is {eta!r}.")
+            if given.get("per_token_timesteps") is not None:
+                raise ValueError("`per_token_timesteps` are given, and a sampler with a history takes one timestep.")
             self._before(model_output, timestep, sample)
             output = step(model_output, timestep, sample, *args, **kwargs)
             self._after(output[0])
@@ -89,7 +96,7 @@ class TrajectoryRecorder(_Watcher):
     Records the loop that is run while it is open: `with TrajectoryRecorder(scheduler) as teacher: ...`.
 
     Args:
-        scheduler (`EtaDDIMScheduler`): The one that the loop uses, with eta = 0.
+        scheduler (`EtaDDIMScheduler` or `EtaFlowMatchScheduler`): The one that the loop uses, with eta = 0.
         max_elements (`int`, defaults to 262,144):
             How many elements of x_t and of x_0 are kept of each of the N steps, 16 bytes each for the two; a fixed
             random choice where there are more.
@@ -167,7 +174,7 @@ class WeightFitter(_Watcher):
     that the teacher started with.
 
     Args:
-        scheduler (`EtaDDIMScheduler`): The one that the loop uses, made by `student_of`.
+        scheduler: The one that the loop uses, made by `student_of`.
         teacher (`TrajectoryRecorder`): What was recorded.
         ridge (`float`, defaults to 0.001): How strongly the weights are drawn to those of the formula, relative.
 
@@ -233,25 +240,46 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def teacher_of(scheduler: Any) -> Any:
-    """The scheduler that a teacher is run with: order 3 on a grid that is even in angle, without clipping or noise."""
-    return _changed(scheduler, timestep_spacing="angle", solver_order=3, fitted_tables=None)
+    """
+    The scheduler that a teacher is run with: order 3, without clipping or noise; on a grid that is even in angle, or,
+    of a flow model, on its own.
+    """
+    grid = {"timestep_spacing": "angle"} if isinstance(scheduler, EtaDDIMScheduler) else {"use_fitted_sigmas": False}
+    return _changed(scheduler, **grid, solver_order=3, fitted_tables=None)
 
 
 def student_of(scheduler: Any, teacher: TrajectoryRecorder, places: Sequence[int]) -> Any:
     """A scheduler with the teacher's timesteps at these places, for a `WeightFitter`."""
     table: FittedTable = {
-        "prediction_type": scheduler.config.prediction_type,
+        "prediction_type": scheduler.config.get("prediction_type", "flow_prediction"),
         "timesteps": [teacher.timesteps[i] for i in places],
         "sigmas": [round(teacher.sigmas[i], 8) + 0.0 for i in (*places, -1)],
         "weights": [[] for _ in places],
     }
-    return _changed(scheduler, timestep_spacing="fitted", fitted_tables={str(len(places)): table})
+    return with_tables(scheduler, {str(len(places)): table})
+
+
+def with_tables(scheduler: Any, tables: dict[str, FittedTable]) -> Any:
+    """A scheduler that uses these tables, without clipping or noise."""
+    is_discrete = isinstance(scheduler, EtaDDIMScheduler)
+    use = {"timestep_spacing": "fitted"} if is_discrete else {"use_fitted_sigmas": True}
+    return _changed(scheduler, **use, fitted_tables=tables)
+
+
+def _first_order_of(scheduler: Any) -> tuple[Any, str]:
+    """The scheduler without a history, on its own grid, and the name of that."""
+    if not isinstance(scheduler, EtaDDIMScheduler):
+        return _changed(scheduler, use_fitted_sigmas=False, solver_order=1, fitted_tables=None), "its own"
+    own = scheduler.config.timestep_spacing
+    own = "trailing" if own == "fitted" else own
+    return _changed(scheduler, timestep_spacing=own, solver_order=1, fitted_tables=None), own
 
 
 def _changed(scheduler: Any, **changes: Any) -> Any:
     # clipping makes a step that is not linear in its predictions
-    unconstrained = {"clip_sample": False, "thresholding": False, "eta": 0.0}
-    return type(scheduler).from_config(scheduler.config, **unconstrained, **changes)
+    clips = isinstance(scheduler, EtaDDIMScheduler)
+    unconstrained = {"clip_sample": False, "thresholding": False} if clips else {"stochastic_sampling": False}
+    return type(scheduler).from_config(scheduler.config, **unconstrained, eta=0.0, **changes)
 
 
 def fit_sampler(
@@ -261,13 +289,13 @@ def fit_sampler(
     seeds: int = 16,
     max_elements: int = MAX_ELEMENTS,
     **arguments: Any,
-) -> EtaDDIMScheduler:
+) -> Any:
     """
     Fits samplers of few steps to a pipeline: `pipe.scheduler = fit_sampler(pipe, [5, 10, 20])`.
 
-    It calls the pipeline with generators of its own, prints what it needs before, and a report after: the root mean
-    square distance of the ends from those of the teacher, for order 1 on the scheduler's own grid, and fitted, for
-    seeds that were not fitted to.
+    It calls the pipeline with generators of its own, one for each batch, prints what it needs before, and a report
+    after: the root mean square distance of the ends from those of the teacher, for order 1 on the scheduler's own grid
+    and fitted, from noise that was not fitted to.
 
     Args:
         pipe (`DiffusionPipeline`): One with a scheduler of this package. It is left as it was.
@@ -280,18 +308,18 @@ def fit_sampler(
         arguments: Of the pipeline's call: prompts, guidance, size...
 
     Returns:
-        The scheduler, with `timestep_spacing="fitted"` and the new tables beside those that it had. x_0 is not
-        clipped, since that cannot be fitted.
+        A scheduler like the pipeline's with the new tables beside those that it had, and `timestep_spacing="fitted"`,
+        or `use_fitted_sigmas` for a flow model. x_0 is not clipped, since that cannot be fitted.
 
     Raises:
         ValueError, TypeError: Before any work, for an argument of wrong value or a scheduler that is not ours; or if
             the pipeline does not do the steps that it is asked for (a `strength`, for instance).
     """
     scheduler: Any = getattr(pipe, "scheduler", None)
-    if not isinstance(scheduler, EtaDDIMScheduler):
+    if not isinstance(scheduler, EtaDDIMScheduler | EtaFlowMatchScheduler):
         raise TypeError(
             f"`pipe` must hold a scheduler of this package, but holds a {type(scheduler).__name__}: set "
-            "`pipe.scheduler = EtaDDIMScheduler.from_config(pipe.scheduler.config)` first."
+            "`pipe.scheduler = EtaDDIMScheduler.from_config(pipe.scheduler.config)` first, or EtaFlowMatchScheduler."
         )
     counts = sorted(set(num_inference_steps))
     check_integer("teacher_steps", teacher_steps, 2, scheduler.config.num_train_timesteps)
@@ -304,7 +332,7 @@ def fit_sampler(
 
     # the teacher with both sets of seeds; for each N the fits, and with the held-out seeds order 1 and the best fit
     total = 2 * teacher_steps + sum((len(RIDGES) + 2) * N for N in counts)
-    own = scheduler.config.timestep_spacing if scheduler.config.timestep_spacing != "fitted" else "trailing"
+    first_order, own = _first_order_of(scheduler)
     settings = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
     megabytes = 2 * 2 * 8 * teacher_steps * max_elements / 2**20
@@ -313,11 +341,11 @@ def fit_sampler(
     try:
         with tqdm(total=total, desc="Fitting") as progress:
 
-            def sample(watcher: Any, N: int, first_seed: int) -> Any:
-                generators = [torch.Generator().manual_seed(first_seed + k) for k in range(batch_size)]
+            def sample(watcher: Any, N: int, seed: int) -> Any:
+                generator = torch.Generator().manual_seed(seed)
                 watcher.on_step, pipe.scheduler = progress.update, watcher.scheduler
                 with watcher:
-                    pipe(num_inference_steps=N, generator=generators if batch_size > 1 else generators[0], **arguments)
+                    pipe(num_inference_steps=N, generator=generator, **arguments)
                 done = len(watcher.timesteps if isinstance(watcher, TrajectoryRecorder) else watcher.table["weights"])
                 if done != N:
                     raise ValueError(f"The pipeline did {done} of {N} steps: a fit needs all of them.")
@@ -325,21 +353,20 @@ def fit_sampler(
 
             teacher, held_out = (
                 sample(TrajectoryRecorder(teacher_of(scheduler), max_elements), teacher_steps, seed)
-                for seed in (0, batch_size)
+                for seed in (FITTED_SEED, HELD_OUT_SEED)
             )
             tables: dict[str, FittedTable] = {}
             for N in counts:
                 places = fit_timesteps(teacher, N)
                 fits = [
-                    sample(WeightFitter(student_of(scheduler, teacher, places), teacher, ridge), N, 0)
+                    sample(WeightFitter(student_of(scheduler, teacher, places), teacher, ridge), N, FITTED_SEED)
                     for ridge in RIDGES
                 ]
                 best = min(fits, key=lambda fit: fit.error)
                 tables[str(N)] = best.table
-                first_order = _changed(scheduler, timestep_spacing=own, solver_order=1, fitted_tables=None)
-                fitted = _changed(scheduler, timestep_spacing="fitted", fitted_tables={str(N): best.table})
+                fitted = with_tables(scheduler, {str(N): best.table})
                 ends = (
-                    sample(TrajectoryRecorder(s, max_elements), N, batch_size).samples[-1]
+                    sample(TrajectoryRecorder(s, max_elements), N, HELD_OUT_SEED).samples[-1]
                     for s in (first_order, fitted)
                 )
                 rows.append((N, *(_distance(end, held_out.samples[-1]) for end in ends), best.error))
@@ -351,7 +378,7 @@ def fit_sampler(
     for N, before, after, fitting in rows:
         print(f"{N:5d}   {before:18.4f}   {after:6.4f}   ({fitting:.4f})")
     kept = scheduler.config.fitted_tables or {}
-    return _changed(scheduler, timestep_spacing="fitted", fitted_tables={**kept, **tables})
+    return with_tables(scheduler, {**kept, **tables})
 
 
 def _with_batch(pipe: DiffusionPipeline, seeds: int, arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -395,19 +422,21 @@ def main(argv: list[str] | None = None):
         parser.error(f"--output is needed, since there is no folder {args.pipeline}")
 
     pipe = DiffusionPipeline.from_pretrained(args.pipeline).to(args.device)
-    if not isinstance(pipe.scheduler, EtaDDIMScheduler):
-        pipe.scheduler = EtaDDIMScheduler.from_config(pipe.scheduler.config)
+    if not isinstance(pipe.scheduler, EtaDDIMScheduler | EtaFlowMatchScheduler):
+        is_flow = is_of_flow_matching(pipe.scheduler.config)
+        ours = EtaFlowMatchScheduler if is_flow else EtaDDIMScheduler
+        pipe.scheduler = ours.from_config(pipe.scheduler.config)
     pipe.scheduler = fit_saved(pipe, args.steps, args.teacher_steps, args.seeds, **args.arguments)
     if args.output is not None:
         pipe.save_pretrained(args.output)
     else:
         pipe.scheduler.save_pretrained(Path(args.pipeline) / "scheduler")
-    print(f"The samplers are in {args.output or args.pipeline}: timestep_spacing='fitted'")
+    print(f"The samplers are in {args.output or args.pipeline}")
 
 
 def fit_saved(
     pipe: Any, steps: Iterable[int], teacher_steps: int | None = None, seeds: int = 16, **arguments: Any
-) -> EtaDDIMScheduler:
+) -> Any:
     """
     `fit_sampler` with what a command does not ask for: as many steps of a teacher as there can be, and the classes of a
     class-conditional `UNet2DModel` in turn.

@@ -108,7 +108,9 @@ class FlowPath(LiveAttributes, EtaSteps):
             _prediction_type="epsilon" if is_exploding else f"{'inverted_' if is_inverted else ''}flow_prediction",
             num_inference_steps=num_inference_steps,
             _has_grid=num_inference_steps is not None,
+            _fitted_weights=None,
         )
+        self._begin_loop()
         self._publish({"sigmas": counted(sigmas), "timesteps": counted(timesteps)}, values)
 
     @staticmethod
@@ -239,6 +241,11 @@ class FlowPath(LiveAttributes, EtaSteps):
             index = timestep.storage_offset() - grid.storage_offset()
             return int(self._in_denoising_order(np.arange(len(grid)))[index])
         return None
+
+    def _index_of(self, timestep: Any) -> int | None:
+        if isinstance(timestep, Tokens) or (isinstance(timestep, torch.Tensor) and timestep.numel() != 1):
+            raise ValueError(f"`timestep` must be one of the grid for a step with a history, but is {timestep}.")
+        return self._index_at_hand(timestep)
 
     def _host_index(self, timestep: Any) -> int:
         """The index of one timestep: the exact one first, else the nearest within the tolerance."""

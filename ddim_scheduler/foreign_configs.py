@@ -87,6 +87,8 @@ def adapt_flow_config(config: dict[str, Any], cls: type) -> dict[str, Any]:
         name, betas = config.get("_class_name", "scheduler"), {"beta_start", "beta_schedule"} & config.keys()
         hint = ": use EtaDDIMScheduler.from_config" if betas else f" (keys: {[*config]})"
         raise ValueError(f"`config` of a {name} is not that of a flow model{hint}.")
+    if "fitted_tables" not in config and (isinstance(config, FrozenDict) or "_class_name" in config):
+        config = {key: value for key, value in config.items() if key != "solver_order"}  # of UniPC and DPM, as above
     if "flow_shift" in config:  # of UniPC and DPM
         return {**config, "shift": config["flow_shift"]}
     return config

@@ -36,7 +36,7 @@ class Multistep:
 
     @property
     def _is_multistep(self) -> bool:
-        return self._fitted_weights is not None or getattr(self.config, "solver_order", 1) > 1
+        return self._fitted_weights is not None or self.config.solver_order > 1
 
     def _begin_loop(self, index: int = 0):
         """Forgets the former loop. The next one begins at this place of the grid."""

@@ -23,8 +23,10 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.utils.torch_utils import randn_tensor
 
 from .arithmetic import add, add_, cast
+from .fitted_tables import FittedTable, check_tables, fitted_table
 from .flow_path import FlowPath, Tokens
 from .foreign_configs import adapt_flow_config
+from .multistep import MAX_ORDER
 from .sharing import SCHEDULER_ENTRY, SharedScheduler
 from .steps import Transition, direction_and_std, linear, mean_factors, prediction_coefficients
 from .travelling import travelling_code
@@ -58,6 +60,8 @@ CHECKS: dict[str, tuple[Any, ...]] = {
     "time_shift_type": (check_choice, ("exponential", "linear")),
     "stochastic_sampling": (check_bool,),
     "eta": (check_number, 0.0, 1.0),
+    "solver_order": (check_integer, 1, MAX_ORDER),
+    "use_fitted_sigmas": (check_bool,),
 }
 MAY_BE_NONE = ("base_shift", "max_shift", "shift_terminal")
 
@@ -118,6 +122,15 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
             the noise levels but does not converge to the data with the number of steps; it is for distilled models.
         eta (`float`, defaults to 0.0):
             The eta of a `step` that is not given one, in [0, 1].
+        solver_order (`int`, defaults to 1):
+            1: Euler's step at eta = 0. 2 and 3: a step is extrapolated from one or two before it, by the weights of
+            iPNDM on x_0 (https://arxiv.org/abs/2202.09778). Then the scheduler keeps a history, which belongs to one
+            loop.
+        fitted_tables (`dict`, *optional*):
+            Samplers that `fit_sampler` fitted to the model, by their numbers of steps.
+        use_fitted_sigmas (`bool`, defaults to `False`):
+            Whether `set_timesteps` takes the levels and weights of `fitted_tables`, for the number of steps that it is
+            given, in the place of all others, those that pipelines give included.
 
     Raises:
         ValueError, TypeError: For any argument out of its range or of a wrong type; the message names it.
@@ -153,6 +166,9 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         time_shift_type: Literal["exponential", "linear"] = "exponential",
         stochastic_sampling: bool = False,
         eta: float = 0.0,
+        solver_order: int = 1,
+        fitted_tables: dict[str, FittedTable] | None = None,
+        use_fitted_sigmas: bool = False,
     ):
         self.generator: torch.Generator | list[torch.Generator] | None = None
         self._check_config()
@@ -168,6 +184,12 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
             value = check(name, False if check is check_bool and given is None else given, *limits)
             if value is not given:
                 config.put(name, value)
+        for key, table in (check_tables(config.fitted_tables) or {}).items():
+            if table["prediction_type"] != "flow_prediction":
+                raise ValueError(
+                    f"`fitted_tables[{key!r}]` was fitted to a model with `prediction_type` "
+                    f"{table['prediction_type']!r}, and this is for flow matching."
+                )
         if config.stochastic_sampling and "eta" in config.get("_use_default_values", []):
             config.put("eta", 1.0)
         if config.get("flow_shift", config.shift) != config.shift:  # that of UniPC, for its next reader
@@ -265,12 +287,30 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         if mu is not None:
             mu = check_number("mu", mu.item() if isinstance(mu, torch.Tensor) else mu)
         sigmas, timesteps = _as_levels("sigmas", sigmas), _as_levels("timesteps", timesteps)
+        if self.config.use_fitted_sigmas:
+            given = (len(values) for values in (sigmas, timesteps) if values is not None)
+            self._set_fitted(num_inference_steps or next(given), device)
+            return
 
         maker = self._blank()
         with np.errstate(divide="ignore", invalid="ignore"):  # the grid is checked
             FlowMatchEulerDiscreteScheduler.set_timesteps(maker, num_inference_steps, None, sigmas, mu, timesteps)
         made = [self._in_denoising_order(maker.__dict__[name]) for name in self._live_tensors]
         self._set_grid(made[0], made[1], len(made[1]), device)
+
+    def _set_fitted(self, num_inference_steps: int, device: Any):
+        table = fitted_table(self.config.fitted_tables, num_inference_steps, "use_fitted_sigmas")
+        sigmas, timesteps = (torch.tensor(values).float() for values in (table["sigmas"], table["timesteps"]))
+        if self.config.invert_sigmas:
+            sigmas = 1 - sigmas
+        sigmas, timesteps = self._in_denoising_order(sigmas), self._in_denoising_order(timesteps)
+        self._set_grid(sigmas, timesteps, num_inference_steps, device)
+        self._fitted_weights = table["weights"]
+
+    def set_begin_index(self, begin_index: int = 0):
+        """Says at which place of the grid the next loop begins, as pipelines do that start from an image."""
+        super().set_begin_index(begin_index)
+        self._begin_loop(check_integer("begin_index", begin_index, 0))
 
     # -------------------------------------------------------------------------------------------------------- the step
 
@@ -440,12 +480,14 @@ class EtaFlowMatchInverseScheduler(EtaFlowMatchScheduler):
     pipe.scheduler.config)`.
 
     `timesteps` and `sigmas` are those of the sampler the other way round, and the arguments of `set_timesteps` are
-    given as to the sampler. eta is not used. `transition`, `log_prob`, `noise_between` and `previous_timestep` are the
-    sampler's: they begin at `timestep`, where a `step` of this class ends.
+    given as to the sampler. eta is not used, nor is a history: the order is 1. `transition`, `log_prob`,
+    `noise_between` and `previous_timestep` are the sampler's: they begin at `timestep`, where a `step` of this class
+    ends.
     """
 
     __module__ = EtaFlowMatchScheduler.__module__
     _code = EtaFlowMatchScheduler._code
+    _is_multistep = False
 
     @staticmethod
     def _in_denoising_order(values: Any) -> Any:
