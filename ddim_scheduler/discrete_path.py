@@ -94,8 +94,8 @@ class DiscretePath(LiveAttributes, EtaSteps):
             timesteps = counted(to_device(torch.from_numpy(grid), device))
         table = self._table_of(self._levels, prev_timesteps, device)
         # assigned together, so that a device that is not there changes nothing
-        self._prev_timesteps, self._table, self._fitted_weights = prev_timesteps, table, None
-        self._begin_loop()
+        self._prev_timesteps, self._table = prev_timesteps, table
+        self._begin_grid()
         self._publish({"timesteps": timesteps}, {"timesteps": grid.copy()})
 
     def _set_number(self, num_inference_steps: int | None):

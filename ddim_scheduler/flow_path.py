@@ -99,6 +99,8 @@ class FlowPath(LiveAttributes, EtaSteps):
         sigmas, timesteps = to_device(sigmas, device), to_device(timesteps, device)
         table = StepTable(Row(*(column.numpy() for column in row)), timesteps.device)
         slopes = np.diff(levels)
+        if not np.array_equal(levels, self.__dict__.get("_levels", ())):  # a look at the config leaves a loop alone
+            self._begin_grid()
         # assigned together, so that a device that is not there changes nothing
         self.__dict__.update(
             _levels=levels,
@@ -108,9 +110,7 @@ class FlowPath(LiveAttributes, EtaSteps):
             _prediction_type="epsilon" if is_exploding else f"{'inverted_' if is_inverted else ''}flow_prediction",
             num_inference_steps=num_inference_steps,
             _has_grid=num_inference_steps is not None,
-            _fitted_weights=None,
         )
-        self._begin_loop()
         self._publish({"sigmas": counted(sigmas), "timesteps": counted(timesteps)}, values)
 
     @staticmethod

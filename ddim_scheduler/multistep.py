@@ -38,9 +38,9 @@ class Multistep:
     def _is_multistep(self) -> bool:
         return self._fitted_weights is not None or self.config.solver_order > 1
 
-    def _begin_loop(self, index: int = 0):
-        """Forgets the former loop. The next one begins at this place of the grid."""
-        self.__dict__["_history"] = History(index)
+    def _begin_grid(self, weights: Sequence[Sequence[float]] | None = None):
+        """Forgets the former loop. The weights are those of the steps of the new grid, if they are fitted."""
+        self.__dict__.update(_history=History(), _fitted_weights=weights)
 
     def _past(self, timestep: Any, x_0: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
         """The predictions before x_0 in the loop that this call goes on with, and their weights."""
@@ -71,7 +71,7 @@ class Multistep:
         history.next += 1
         history.predictions = (x_0, *history.predictions[: MAX_ORDER - 2])
         if history.next == len(self.timesteps):
-            self._begin_loop(history.begin)
+            self.__dict__["_history"] = History(history.begin)
 
     def _index_of(self, timestep: Any) -> int | None:
         """The place of a timestep on the grid, -1 if it is not of it; None if the host must wait to know."""

@@ -23,7 +23,7 @@ from .arithmetic import cast, clamp_, computing_dtype
 from .discrete_path import DiscretePath
 from .fitted_tables import FittedTable, check_model, check_tables, fitted_table
 from .foreign_configs import MODEL_KEYS, adapt_config
-from .multistep import MAX_ORDER
+from .multistep import MAX_ORDER, History
 from .noise_schedules import (
     BETA_SCHEDULES,
     as_betas,
@@ -309,7 +309,7 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         self._check_signal(grid)
         self._set_grid(grid, device)
         self._set_number(len(grid))
-        self._fitted_weights = weights
+        self._begin_grid(weights)
 
     # -------------------------------------------------------------------------------------------------------- the step
 
@@ -363,7 +363,7 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
         Says at which place of the grid the next loop begins, as pipelines do that start from an image. Only a step with
         a history needs to know: every other one is told its timestep.
         """
-        self._begin_loop(check_integer("begin_index", begin_index, 0))
+        self.__dict__["_history"] = History(check_integer("begin_index", begin_index, 0))
 
 
 class EtaDDIMInverseScheduler(EtaDDIMScheduler, DDIMInverseScheduler):

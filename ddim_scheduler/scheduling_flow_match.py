@@ -26,7 +26,7 @@ from .arithmetic import add, add_, cast
 from .fitted_tables import FittedTable, check_tables, fitted_table
 from .flow_path import FlowPath, Tokens
 from .foreign_configs import adapt_flow_config
-from .multistep import MAX_ORDER
+from .multistep import MAX_ORDER, History
 from .sharing import SCHEDULER_ENTRY, SharedScheduler
 from .steps import Transition, direction_and_std, linear, mean_factors, prediction_coefficients
 from .travelling import travelling_code
@@ -297,6 +297,7 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
             FlowMatchEulerDiscreteScheduler.set_timesteps(maker, num_inference_steps, None, sigmas, mu, timesteps)
         made = [self._in_denoising_order(maker.__dict__[name]) for name in self._live_tensors]
         self._set_grid(made[0], made[1], len(made[1]), device)
+        self._begin_grid()
 
     def _set_fitted(self, num_inference_steps: int, device: Any):
         table = fitted_table(self.config.fitted_tables, num_inference_steps, "use_fitted_sigmas")
@@ -305,12 +306,12 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
             sigmas = 1 - sigmas
         sigmas, timesteps = self._in_denoising_order(sigmas), self._in_denoising_order(timesteps)
         self._set_grid(sigmas, timesteps, num_inference_steps, device)
-        self._fitted_weights = table["weights"]
+        self._begin_grid(table["weights"])
 
     def set_begin_index(self, begin_index: int = 0):
         """Says at which place of the grid the next loop begins, as pipelines do that start from an image."""
         super().set_begin_index(begin_index)
-        self._begin_loop(check_integer("begin_index", begin_index, 0))
+        self.__dict__["_history"] = History(check_integer("begin_index", begin_index, 0))
 
     # -------------------------------------------------------------------------------------------------------- the step
 

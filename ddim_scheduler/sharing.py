@@ -95,6 +95,13 @@ class Shared(ConfigMixin):
 class SharedScheduler(Shared):
     """Saving and loading of a scheduler."""
 
+    def to_json_string(self) -> str:
+        """The config as it is saved: without a `solver_order` of 1, which other solvers would take for theirs."""
+        config = json.loads(super().to_json_string())
+        if config.get("solver_order") == 1:
+            del config["solver_order"]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any):
         """

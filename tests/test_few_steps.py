@@ -4,18 +4,34 @@ import copy
 import json
 import math
 import pickle
+import sys
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel, UniPCMultistepScheduler
 
-from ddim_scheduler import EtaDDIMInverseScheduler, EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler import (
+    EtaDDIMInverseScheduler,
+    EtaDDIMPipeline,
+    EtaDDIMScheduler,
+    EtaFlowMatchInverseScheduler,
+    EtaFlowMatchScheduler,
+)
 from ddim_scheduler.fitting import TrajectoryRecorder, WeightFitter, fit_sampler, fit_timesteps, main, student_of
 from ddim_scheduler.multistep import FORMULA_WEIGHTS
 from ddim_scheduler.pipelines.images import image_generators
 
 from exact import SMALL_UNET, gaussian, gaussian_flow, gaussian_mixture, model_output
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import flow_sweep
+import tiny_flow_pipelines
+
+import tiny_pipelines
 
 COSINE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "clip_sample": False}
 LINEAR = {"clip_sample": False}
@@ -261,7 +277,12 @@ def test_orders_of_other_schedulers_are_not_taken(tmp_path):
     theirs.save_pretrained(tmp_path)
     for config in (theirs.config, DPMSolverMultistepScheduler.load_config(tmp_path)):
         assert EtaDDIMScheduler.from_config(config).config.solver_order == 1
+    EtaDDIMScheduler().save_pretrained(tmp_path / "ours")
+    for config in (EtaDDIMScheduler().config, EtaDDIMScheduler.load_config(tmp_path / "ours")):
+        assert DPMSolverMultistepScheduler.from_config(config).config.solver_order == 2  # nor do they take ours
     ours = EtaDDIMScheduler(solver_order=2)
+    ours.save_pretrained(tmp_path / "ours")
+    assert EtaDDIMScheduler.from_pretrained(tmp_path / "ours").config.solver_order == 2
     assert EtaDDIMScheduler.from_config(ours.config).config.solver_order == 2
     assert EtaDDIMScheduler.from_config({"beta_start": 1e-4, "solver_order": 3}).config.solver_order == 3
     inverse = EtaDDIMInverseScheduler.from_config(ours.config)  # which has no history
@@ -391,8 +412,6 @@ def test_fit_finds_the_weights_of_a_linear_teacher():
 
 
 def test_fitted_timesteps_are_the_shortest_path():
-    from itertools import combinations
-
     scheduler, denoise = EtaDDIMScheduler(solver_order=3, timestep_spacing="angle", **LINEAR), digits_like()
     teacher, _, _ = fit(scheduler, denoise, randn(4, 6), 8, 3)
     a, s = np.array(teacher.alphas), np.array(teacher.sigmas)
@@ -453,8 +472,6 @@ def test_recorder_thins_and_refuses():
 
 
 def small_pipeline(**settings):
-    from diffusers import UNet2DModel
-
     torch.manual_seed(0)
     return EtaDDIMPipeline(UNet2DModel(**SMALL_UNET), EtaDDIMScheduler(**{**COSINE, **settings})).to("cpu")
 
@@ -521,3 +538,113 @@ def test_pipeline_with_a_history(tmp_path):
     ):
         with pytest.raises(ValueError, match="history"):
             call()
+
+
+# --------------------------------------------------------------------------------------------------------------- flow
+
+
+def flow_loop(scheduler, x, mean=0.3, std=0.5):
+    """Data of N(mean, std^2 I): x_0 = E[x_0 | x_t] on x_t = (1 - sigma) x_0 + sigma eps."""
+    for t in scheduler.timesteps:
+        sigma = t.item() / 1000
+        alpha = 1 - sigma
+        x_0 = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
+        x = scheduler.step((x - x_0) / sigma, t, x).prev_sample
+    return x
+
+
+def test_flow_order_and_exactness(record_property):
+    """Against the exact flow, which keeps the standardised x: the second order is seen, and pure noise at the start."""
+    x_T, slopes = randn(64), []
+    for order in (1, 2, 3):
+        scheduler, errors, counts = EtaFlowMatchScheduler(solver_order=order), [], (40, 80, 160)
+        for N in counts:
+            sigmas = np.sin(np.linspace(np.pi / 2, 0, N + 1))[:-1]
+            scheduler.set_timesteps(sigmas=sigmas)
+            errors.append((flow_loop(scheduler, x_T) - 0.3 - 0.5 * x_T).abs().max().item())
+        slopes.append(float(-np.polyfit(np.log(counts), np.log(errors), 1)[0]))
+    record_property("slopes", slopes)
+    assert slopes[0] == pytest.approx(1, abs=0.1)
+    assert min(slopes[1:]) > 1.5
+
+
+def test_flow_history_belongs_to_one_loop():
+    scheduler = EtaFlowMatchScheduler(solver_order=2)
+    scheduler.set_timesteps(4)
+    x, (a, b, c, _) = randn(2, 3), scheduler.timesteps
+    scheduler.step(x, a, x)
+    with pytest.raises(ValueError, match="out of order"):
+        scheduler.step(x, c, x)
+    with pytest.raises(ValueError, match="for a step with a history"):
+        scheduler.step(x, torch.stack([b, c]), x)
+    other = copy.deepcopy(scheduler)
+    assert torch.equal(scheduler.step(x, b, x, return_dict=False)[0], other.step(x, b, x).prev_sample)
+    scheduler.set_begin_index(2)
+    scheduler.step(x, c, x)
+    EtaFlowMatchInverseScheduler.from_config(scheduler.config).set_timesteps(4)
+    theirs = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=3)
+    assert EtaFlowMatchScheduler.from_config(theirs.config).config.solver_order == 1
+
+
+def test_flow_tables():
+    scheduler = EtaFlowMatchScheduler(solver_order=3)
+    scheduler.set_timesteps(40)
+    x_T = randn(16)
+    with TrajectoryRecorder(scheduler) as teacher:
+        end = flow_loop(scheduler, x_T)
+    student = student_of(scheduler, teacher, fit_timesteps(teacher, 5))
+    student.set_timesteps(5, sigmas=[1.0, 0.8, 0.6, 0.4, 0.2])  # as pipelines give them
+    with WeightFitter(student, teacher) as fitter:
+        flow_loop(student, x_T)
+    tables = {"5": fitter.table}
+    fitted = EtaFlowMatchScheduler(fitted_tables=json.loads(json.dumps(tables)), use_fitted_sigmas=True)
+    euler, errors = EtaFlowMatchScheduler(), []
+    for one in (fitted, euler):
+        one.set_timesteps(5)
+        errors.append((flow_loop(one, x_T) - end).abs().max().item())
+    assert errors[0] == pytest.approx(fitter.error, abs=5e-3)
+    assert errors[0] < errors[1] / 10
+    with pytest.raises(ValueError, match="`use_fitted_sigmas` has no sampler for `num_inference_steps` 6, but for 5"):
+        fitted.set_timesteps(6)
+    with pytest.raises(ValueError, match="this is for flow matching"):
+        EtaFlowMatchScheduler(fitted_tables={"3": table()})
+    with pytest.raises(ValueError, match="and this is 'v_prediction'"):
+        EtaDDIMScheduler(**COSINE, fitted_tables={"5": {**fitter.table, "timesteps": [9, 8, 7, 6, 5]}})
+
+
+PIPELINES = ["StableDiffusionPipeline", "FluxPipeline"] + [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in (
+        "StableDiffusionXLPipeline",
+        "StableDiffusionControlNetPipeline",
+        "AnimateDiffPipeline",
+        "StableDiffusion3Pipeline",
+        "WanPipeline",
+    )
+]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines_of_diffusers(name, tmp_path, capsys):
+    """With random parts: nearer to the teacher than order 1, and the same after it was saved and loaded."""
+    is_flow = name in ("FluxPipeline", "StableDiffusion3Pipeline", "WanPipeline")
+    parts = flow_sweep if is_flow else tiny_pipelines
+    if is_flow:
+        scheduler = EtaFlowMatchScheduler.from_config(tiny_flow_pipelines.built_in(name).config)
+    else:
+        scheduler = EtaDDIMScheduler(**{**tiny_pipelines.LATENT, "timestep_spacing": "trailing"})
+    pipe = parts.build(name, scheduler)
+    own = ("generator", "num_inference_steps", "latents", "output_type", "eta")
+    call = {key: value for key, value in parts.arguments(pipe).items() if key not in own}
+    if name == "StableDiffusion3Pipeline":
+        call["num_images_per_prompt"] = 1  # it repeats no given embeddings
+    fitted = fit_sampler(pipe, [4], teacher_steps=20, seeds=2, **call)
+    _, before, after, _ = capsys.readouterr().out.strip().splitlines()[-1].split()
+    assert float(after) < float(before) / 1.5
+    fitted.save_pretrained(tmp_path)
+    ends = []
+    for pipe.scheduler in (fitted, type(fitted).from_pretrained(tmp_path)):
+        generator = torch.Generator().manual_seed(5)
+        output = pipe(num_inference_steps=4, generator=generator, **{**call, "output_type": "latent"})[0]
+        ends.append(output if isinstance(output, torch.Tensor) else output[0])
+    assert torch.equal(*ends)
