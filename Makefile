@@ -111,6 +111,7 @@ models: data/digits
 		--train_batch_size 32 --checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
 		Pipeline.from_pretrained('$(MODEL)', torch_dtype=torch.float16).save_pretrained('models/digits')"
+	$(VENV)/bin/python -m ddim_scheduler.fitting models/digits --steps 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
 	rm models/digits/*.py models/digits/scheduler/*.py
 
 clean:

@@ -231,6 +231,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     )
     parser.add_argument("data_dir", type=Path, help="folder of digits")
     parser.add_argument("--num_images", type=int, default=200, help="samples for each cell and seed")
+    parser.add_argument("--tracks", nargs="*", choices=TRACKS, default=[*TRACKS], help="exact models; none for no name")
     parser.add_argument("--model", type=Path, help="folder of an EtaDDIMPipeline with fitted tables")
     parser.add_argument("--num_model_images", type=int, default=16, help="samples of the model for each cell and seed")
     parser.add_argument("--every_count", action="store_true", help="also compare with order 1 at each of 3..50 steps")
@@ -254,7 +255,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(number, data.shape[1], generator=generator, dtype=torch.float64)
 
-    for title, settings in TRACKS.items():
+    for title in args.tracks:
+        settings = TRACKS[title]
         track = Track(exact(data, settings), settings, noise, lambda x: frechet_distance(x, reference))
         tables[title] = measure(track, fitted(track, COUNTS, 32), COUNTS, args.num_images)
         parts.append(f"Exact model, {title}: RMS distance from the converged end (300 steps of order 3).\n")

@@ -77,7 +77,7 @@ def fitted_table(
     """The table for N steps; raises ValueError with the numbers that there are, if there is none."""
     table = (tables or {}).get(str(num_inference_steps))
     if table is None:
-        counts = ", ".join(tables) if tables else "no number: call `fit_sampler` first"
+        counts = ", ".join(sorted(tables, key=int)) if tables else "no number: call `fit_sampler` first"
         raise ValueError(
             f"`{asked_by}` has no sampler for `num_inference_steps` {num_inference_steps}, but for {counts}. Without "
             "it every number is taken."

@@ -337,7 +337,7 @@ def test_table_goes_through_json_and_is_used(tmp_path):
 def test_numbers_of_steps_that_are_not_fitted_are_refused_by_name():
     scheduler = EtaDDIMScheduler(**COSINE, timestep_spacing="fitted", fitted_tables={"3": table(), "2": table(2)})
     scheduler.set_timesteps(3)
-    with pytest.raises(ValueError, match="`num_inference_steps` 4, but for 3, 2"):
+    with pytest.raises(ValueError, match="`num_inference_steps` 4, but for 2, 3"):
         scheduler.set_timesteps(4)
     assert scheduler.num_inference_steps == 3
     with pytest.raises(ValueError, match="fit_sampler"):
