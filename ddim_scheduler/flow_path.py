@@ -61,7 +61,6 @@ class FlowPath(LiveAttributes, EtaSteps):
     _index_of_timestep: dict[float, int]
     _has_grid: bool
     _prediction_type = "flow_prediction"  # in the place of the config's
-    _is_multistep = False  # whatever `solver_order` the config has of a UniPC
     num_inference_steps: int | None
     sigmas: torch.Tensor
     timesteps: torch.Tensor
