@@ -96,4 +96,4 @@ def test_signature_that_pipelines_inspect():
     ours, theirs = (
         [*inspect.signature(cls).parameters] for cls in (EtaFlowMatchScheduler, FlowMatchEulerDiscreteScheduler)
     )
-    assert ours == [*theirs, "eta", "solver_order", "timestep_spacing", "fitted_tables"]
+    assert ours == [*theirs, "eta", "solver_order", "fitted_tables", "use_fitted_sigmas"]
