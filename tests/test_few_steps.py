@@ -272,6 +272,23 @@ def test_timesteps_of_an_accelerator_are_counted():
             sample = scheduler.step(sample, t, sample).prev_sample
 
 
+def test_compiled_steps_with_a_history_are_the_same():
+    """Four graphs for each number of steps, not one for each step."""
+    scheduler, x = EtaDDIMScheduler(solver_order=3, timestep_spacing="angle", **LINEAR), randn(2, 3).float()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled, ends = torch.compile(scheduler.step, fullgraph=True, backend="eager"), {}
+    for step in (compiled, scheduler.step):
+        for N in (10, 20):
+            scheduler.set_timesteps(N)
+            y = x
+            for t in scheduler.timesteps:
+                y = step(torch.sin(y), t, y, return_dict=False)[0]
+            ends.setdefault(N, []).append(y)
+    assert all(torch.equal(*pair) for pair in ends.values())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4 * 2
+
+
 def test_orders_of_other_schedulers_are_not_taken(tmp_path):
     theirs = DPMSolverMultistepScheduler(solver_order=3)
     theirs.save_pretrained(tmp_path)
