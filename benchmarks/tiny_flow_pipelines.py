@@ -54,15 +54,7 @@ QWEN = HEADS | {
     "joint_attention_dim": WIDTH,
     "axes_dims_rope": ROPE,
 }
-WAN = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 12,
-    "text_dim": WIDTH,
-    "freq_dim": 16,
-    "ffn_dim": 16,
-    "num_layers": 1,
-    "rope_max_seq_len": 32,
-}
+WAN = MODELS["SkyReelsV2Transformer3DModel"]
 HUNYUAN_VIDEO = HEADS | {
     "in_channels": 4,
     "out_channels": 4,

@@ -138,6 +138,11 @@ class LiveAttributes:
             self._take_over(name, tensor)
         self._note_versions()
 
+    def save_config(self, *args: Any, **kwargs: Any):
+        """Saves the config, after a check of what was written into it."""
+        self._follow()
+        super().save_config(*args, **kwargs)  # type: ignore[misc]
+
 
 def _live(name: str) -> property:
     """A public attribute, stored under its name. What follows from something written elsewhere is read as it is now."""

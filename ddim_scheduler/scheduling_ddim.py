@@ -349,11 +349,6 @@ class EtaDDIMScheduler(SharedScheduler, DiscretePath, DDIMScheduler):
             raise ValueError(f"`eta` must be 0 for a step without noise, but is {eta!r}.")
         return self.step(model_output, timesteps, sample, 0.0, use_clipped_model_output, return_dict=False)[0]
 
-    def save_config(self, *args: Any, **kwargs: Any):
-        """Saves the config, after a check of what was written into it."""
-        self._follow()
-        super().save_config(*args, **kwargs)
-
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns the sample as it is: DDIM scales no model input."""
         return sample

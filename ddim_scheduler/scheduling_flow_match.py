@@ -22,7 +22,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .arithmetic import add, add_, cast
+from .arithmetic import add, add_, cast, computing_dtype
 from .fitted_tables import FittedTable, check_tables, fitted_table
 from .flow_path import FlowPath, Tokens
 from .foreign_configs import adapt_flow_config
@@ -400,7 +400,8 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
             check_generator(generator, len(sample))
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
         if dtype != torch.float32 or model_output.dtype != torch.float32:
-            computing = dtype if dtype == torch.float64 else torch.float32
+            sample = cast(sample, dtype)
+            computing = computing_dtype(sample)
             sample, model_output = cast(sample, computing), cast(model_output, computing)
         if eta == 0:  # Euler's step
             return cast(add(sample, self._slopes[index], model_output), dtype)
@@ -455,8 +456,7 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
         """
         check_floating("prev_sample", prev_sample)
         check_same_shape("prev_sample", prev_sample, "sample", sample)
-        mean, std, _ = self.transition(model_output, timestep, sample, eta, per_token_timesteps)
-        return torch.where(std > 0, (prev_sample - mean) / torch.where(std > 0, std, 1.0), 0.0)
+        return self.transition(model_output, timestep, sample, eta, per_token_timesteps).noise_of(prev_sample)
 
     def index_for_timestep(self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None) -> int:
         """The index of a timestep in `timesteps`; a `schedule_timesteps` must be these."""
@@ -468,11 +468,6 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowPath, FlowMatchEulerDiscreteSch
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """Returns the sample as it is. Bria asks for it from all but the built-in class itself."""
         return sample
-
-    def save_config(self, *args: Any, **kwargs: Any):
-        """Saves the config, after a check of what was written into it."""
-        self._follow()
-        super().save_config(*args, **kwargs)
 
 
 class EtaFlowMatchInverseScheduler(EtaFlowMatchScheduler):
@@ -538,7 +533,7 @@ class EtaFlowMatchInverseScheduler(EtaFlowMatchScheduler):
 
         # x_s = x_t + (sigma_s - sigma_t) u, and x_0 = x_t - sigma_t u
         sign = -1 if self._prediction_type == "inverted_flow_prediction" else 1
-        computing = dtype if dtype == torch.float64 else torch.float32
+        computing = computing_dtype(sample)
         x_s, model_output = cast(sample, computing), cast(model_output, computing)
         next_sample = cast(add(x_s, sign * (row.sigma_t - row.sigma_s), model_output), dtype)
         if not return_dict:

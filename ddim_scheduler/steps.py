@@ -49,6 +49,11 @@ class Transition(NamedTuple):
     std: torch.Tensor  # broadcasts over it
     pred_original_sample: torch.Tensor  # of the sample's shape
 
+    def noise_of(self, prev_sample: torch.Tensor) -> torch.Tensor:
+        """The z of `prev_sample` = mean + std z; 0 where the std is 0, since no z matters there."""
+        std = self.std
+        return torch.where(std > 0, (prev_sample - self.mean) / torch.where(std > 0, std, torch.ones_like(std)), 0.0)
+
 
 def prediction_coefficients(prediction_type: str, alpha_t: Any, sigma_t: Any) -> tuple[Any, Any, Any, Any]:
     """p, q, r, w of x_0 = p x_t + q m and eps = r x_t + w m, where m is what the model returns for x_t."""
@@ -334,9 +339,9 @@ class EtaSteps(Multistep):
             ValueError, TypeError: As `step`.
         """
         check_floating("prev_sample", prev_sample)
-        mean, std, _ = self.transition(model_output, timestep, sample, eta, use_clipped_model_output)
+        transition = self.transition(model_output, timestep, sample, eta, use_clipped_model_output)
         check_same_shape("prev_sample", prev_sample, "sample", sample)
-        return torch.where(std > 0, (prev_sample - mean) / torch.where(std > 0, std, torch.ones_like(std)), 0.0)
+        return transition.noise_of(prev_sample)
 
     def midpoint_step(
         self,
