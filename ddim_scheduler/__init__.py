@@ -25,7 +25,7 @@ __all__ = [
     "image_generators",
     "slerp",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # diffusers finds the classes of a model_index.json in this module; it tells schedulers by this name in it.
 SchedulerMixin = diffusers.SchedulerMixin

@@ -13,8 +13,12 @@ from safetensors.torch import save_file
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.evaluation import DigitClassifier
+from ddim_scheduler.fitting import fit_sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import few_steps_picture
+import time_to_picture
 
 import closed_form
 import table1
@@ -143,6 +147,33 @@ def test_table1_of_a_small_model(small_unet, image_folder, tmp_path, monkeypatch
     assert len(images) == 33 * len(results["cells"])
     assert table1.main(arguments)["cells"] == results["cells"]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.png")} == images
+
+
+def test_time_to_picture_and_the_picture(small_unet, tmp_path, monkeypatch, capsys):
+    """A fitted sampler comes as near in the steps that it was fitted for, and all the samplers are in the picture."""
+    pipe = EtaDDIMPipeline(small_unet(), EtaDDIMScheduler(60, clip_sample=False))
+    pipe.scheduler = fit_sampler(pipe, [3, 6], teacher_steps=12, seeds=4)
+    pipe.save_pretrained(tmp_path / "model")
+    settings = {"NUM_IMAGES": 2, "BUILTIN_STEPS": 6, "TEACHER_STEPS": 12, "ROUNDS": 2}
+    for name, value in settings.items():
+        monkeypatch.setattr(time_to_picture, name, value)
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    document = tmp_path / "results.md"
+    document.write_text("<!-- time-to-picture-cpu -->\n<!-- /time-to-picture-cpu -->\n")
+    (compared,) = time_to_picture.main([str(tmp_path / "model"), "--update", str(document)]).values()
+    (builtin, their_distance), (ours, our_distance), *_ = compared
+    assert ours.steps <= builtin.steps == 6
+    assert our_distance <= their_distance
+    assert all(len(run.seconds) == 2 for run in (builtin, ours))
+    assert f"| ours, fitted | {ours.steps} |" in document.read_text()
+
+    monkeypatch.setattr(few_steps_picture, "COUNTS", (3, 6))
+    few_steps_picture.main([str(tmp_path / "model"), "--output", str(tmp_path / "picture.png")])
+    assert PIL.Image.open(tmp_path / "picture.png").width > 400
+    monkeypatch.setattr(few_steps_picture, "COUNTS", (3, 7))
+    with pytest.raises(SystemExit):
+        few_steps_picture.main([str(tmp_path / "model")])
+    assert "no fitted samplers of [7] steps" in capsys.readouterr().err
 
 
 def test_table1_refuses(tmp_path, capsys):
