@@ -16,7 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import scheduling_flow_match_euler_discrete
 
-from ddim_scheduler import EtaFlowMatchScheduler, scheduling_flow_match
+from ddim_scheduler import EtaFlowMatchScheduler, steps
 
 from report import update, versions
 from step import Ratio, ratio_of
@@ -58,7 +58,7 @@ def table() -> str:
     lines = ["| sample | eta | diffusers, µs | ours, µs | ratio |", "|---|---|---|---|---|"]
     for shape in SHAPES:
         sample, model_output, noise = torch.randn(3, *shape)
-        for module in (scheduling_flow_match_euler_discrete, scheduling_flow_match):
+        for module in (scheduling_flow_match_euler_discrete, steps):
             module.randn_tensor = lambda *_, noise=noise, **__: noise  # drawn before, for both
         for eta in (0, 1):
             given = {"stochastic_sampling": True} if eta else {}

@@ -8,27 +8,22 @@ FlowMatchEulerDiscreteScheduler and with EtaFlowMatchScheduler swapped in. Print
     python benchmarks/flow_sweep.py --only FluxPipeline --traceback
 """
 
-import argparse
 import contextlib
 import inspect
 import signal
 import traceback
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
 import numpy as np
 import torch
-import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_flow_pipelines import arguments, build, built_in
 
 from ddim_scheduler import EtaFlowMatchScheduler
 
-from pipeline_sweep import pipelines, tensors
-from report import update
+from pipeline_sweep import be_quiet, pipelines, recorded_steps, run_sweep, tensors
 
 STEPS = 3
 SECONDS = 60  # for one call: some bring an image to a megapixel whatever they are given
@@ -38,30 +33,6 @@ OTHERS = (
     *("BriaPipeline", "SanaControlNetPipeline", "SanaPipeline", "SanaVideoPipeline"),
     *("SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Pipeline"),
 )
-
-
-@contextlib.contextmanager
-def recorded_samples(*classes: type) -> Iterator[list[torch.Tensor]]:
-    """What each call of `step` returned."""
-    samples: list[torch.Tensor] = []
-    methods = {cls: vars(cls)["step"] for cls in classes}
-
-    def recording(step):
-        def recorded(self, *args, **kwargs):
-            result = step(self, *args, **kwargs)
-            samples.append(result[0].detach().float())
-            return result
-
-        recorded.__signature__ = inspect.signature(step)
-        return recorded
-
-    for cls, method in methods.items():
-        cls.step = recording(method)
-    try:
-        yield samples
-    finally:
-        for cls, method in methods.items():
-            cls.step = method
 
 
 @contextlib.contextmanager
@@ -90,10 +61,11 @@ def run(name: str, eta: float | None = None) -> list[torch.Tensor]:
     call = {key: value for key, value in given.items() if key in parameters} | arguments(pipe)
     torch.manual_seed(0)  # some pipelines draw from torch's global generator
     np.random.seed(0)  # noqa: NPY002 - or from numpy's
-    with recorded_samples(FlowMatchEulerDiscreteScheduler, EtaFlowMatchScheduler) as samples:
+    with recorded_steps(FlowMatchEulerDiscreteScheduler, EtaFlowMatchScheduler) as steps:
         output = tensors(pipe(**call))
-    if not samples:
+    if not steps:
         raise RuntimeError(f"it made no step: {type(pipe.scheduler).__name__} took its place")
+    samples = [step["sample"].detach().float() for step in steps]
     if not all(tensor.isfinite().all() for tensor in output + samples):
         raise RuntimeError("the result is not finite")
     return output + samples
@@ -106,6 +78,12 @@ class Row(NamedTuple):
     ours: str
     difference: float  # as deterministic or stochastic as the built-in: the largest of all, relative to values above 1
     noisy: str  # at eta = 0.5 and 1
+
+    def __str__(self) -> str:
+        if self.builtin:
+            return f"not with the built-in either: {self.builtin}"
+        errors = "; ".join(error for error in (self.ours, self.noisy) if error)
+        return f"{errors or 'ok'}, differs by {self.difference:.1e} at eta 0"
 
 
 def sweep(name: str, show_traceback: bool = False) -> Row:
@@ -148,32 +126,11 @@ def table(rows: dict[str, Row]) -> str:
 
 def main(argv: list[str] | None = None) -> dict[str, Row]:
     """Prints a line for each pipeline and the table, and returns the rows."""
-    parser = argparse.ArgumentParser(description="Run the flow pipelines of diffusers with EtaFlowMatchScheduler.")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these pipelines alone")
-    parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
-    parser.add_argument("--traceback", action="store_true", help="print the traceback of each error")
-    args = parser.parse_args(argv)
-    if args.only and args.update is not None:
-        parser.error("--update is for the whole sweep: leave --only out.")
-    names = args.only or sorted([name for name, kind in pipelines().items() if kind == "flow"] + [*OTHERS])
-    rows = {}
-    for name in names:
-        row = rows[name] = sweep(name, args.traceback)
-        if row.builtin:
-            print(f"{name}: not with the built-in either: {row.builtin}", flush=True)
-        else:
-            errors = "; ".join(error for error in (row.ours, row.noisy) if error)
-            print(f"{name}: {errors or 'ok'}, differs by {row.difference:.1e} at eta 0", flush=True)
-    result = table(rows)
-    print(result, end="")
-    if args.update is not None:
-        update(args.update, "flow-sweep", result)
-    return rows
+    description = "Run the flow pipelines of diffusers with EtaFlowMatchScheduler."
+    names = sorted([name for name, kind in pipelines().items() if kind == "flow"] + [*OTHERS])
+    return run_sweep(argv, description, names, sweep, table, "flow-sweep")
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore")
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
-    transformers.logging.set_verbosity_error()
+    be_quiet()
     main()

@@ -18,7 +18,8 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,18 +77,9 @@ def pipelines() -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
-# where each class that steps has it from
-STEP_METHODS = {
-    (next(owner for owner in cls.__mro__ if name in vars(owner)), name)
-    for cls in (DDIMScheduler, DDIMParallelScheduler, EtaDDIMScheduler)
-    for name in ("step", "batch_step_no_noise")
-    if hasattr(cls, name)
-}
-
-
 @contextlib.contextmanager
-def recorded_steps() -> Iterator[list[dict[str, Any]]]:
-    """The arguments of each call of `step` and, under "sample", the sample that it returned."""
+def recorded_steps(*classes: type) -> Iterator[list[dict[str, Any]]]:
+    """The arguments of each call of `step` of these and, under "sample", the sample that it returned."""
     calls: list[dict[str, Any]] = []
     depth = 0
 
@@ -112,7 +104,13 @@ def recorded_steps() -> Iterator[list[dict[str, Any]]]:
 
         return spy
 
-    methods = [(cls, name, vars(cls)[name]) for cls, name in STEP_METHODS]
+    owners = {
+        (next(owner for owner in cls.__mro__ if name in vars(owner)), name)
+        for cls in classes
+        for name in ("step", "batch_step_no_noise")
+        if hasattr(cls, name)
+    }
+    methods = [(cls, name, vars(cls)[name]) for cls, name in owners]
     for cls, name, method in methods:
         setattr(cls, name, spy_on(method))
     try:
@@ -151,7 +149,7 @@ def run(name: str, scheduler, swap: type | None = None, eta: float = 0.0) -> Run
     call |= arguments(pipe)
     torch.manual_seed(0)  # some pipelines give no generator to `step`
     np.random.seed(0)  # noqa: NPY002 - what some pipelines draw from
-    with recorded_steps() as steps:
+    with recorded_steps(DDIMScheduler, DDIMParallelScheduler, EtaDDIMScheduler) as steps:
         output = tensors(pipe(**call))
     if not steps:
         raise RuntimeError(f"it made no step: {type(pipe.scheduler).__name__} took its place")
@@ -179,6 +177,11 @@ class Row(NamedTuple):
     equal: str  # "" or the difference
     eta: str
     generator: str
+
+    def __str__(self) -> str:
+        if self.builtin:
+            return f"not with the built-in either: {self.builtin}"
+        return "; ".join(f"{field} {value}" for field, value in self._asdict().items() if value) or "ok"
 
 
 def sweep(name: str, show_traceback: bool = False) -> Row:
@@ -248,42 +251,69 @@ def table(kinds: Counter, rows: dict[str, Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> dict[str, Row]:
-    """Prints a line for each pipeline and the table, and returns the rows."""
-    parser = argparse.ArgumentParser(description="Run every pipeline of diffusers with EtaDDIMScheduler.")
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def run_sweep(
+    argv: list[str] | None,
+    description: str,
+    names: list[str],
+    sweep: Callable[[str, bool], Any],
+    table: Callable[[dict[str, Any]], str],
+    marker: str,
+) -> dict[str, Any]:
+    """
+    The command of a sweep: prints a line for each pipeline and the table, and returns the rows.
+
+    Args:
+        argv: The command line, or `None` for that of the process.
+        description: What the command does.
+        names: All pipelines of the sweep.
+        sweep: Makes the row of a pipeline, which is printed; with `True`, errors as well.
+        table: Makes the table of the rows.
+        marker: Where it stands in the document of `--update`.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these pipelines alone")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     parser.add_argument("--traceback", action="store_true", help="print the traceback of each error")
     args = parser.parse_args(argv)
     if args.only and args.update is not None:
         parser.error("--update is for the whole sweep: leave --only out.")
-    kinds = pipelines()
-    unknown = [name for name in args.only if name not in kinds]
+    unknown = [name for name in args.only if name not in pipelines()]
     if unknown:
         parser.error(f"diffusers {diffusers.__version__} has no {', '.join(unknown)}.")
-    counts = Counter(kinds.values())
-    print(", ".join(f"{kind}: {number}" for kind, number in counts.most_common()), f"of {len(kinds)} pipelines")
     rows = {}
-    for name in args.only or [name for name, kind in kinds.items() if kind == "betas"]:
+    for name in args.only or names:
         start = time.perf_counter()
-        row = rows[name] = sweep(name, args.traceback)
-        seconds = time.perf_counter() - start
-        if row.builtin:
-            print(f"{name}: not with the built-in either: {row.builtin} ({seconds:.1f} s)", flush=True)
-        else:
-            notes = [f"{field} {value}" for field, value in row._asdict().items() if value]
-            print(f"{name}: {'; '.join(notes) or 'ok'} ({seconds:.1f} s)", flush=True)
-    result = table(counts, rows)
+        rows[name] = sweep(name, args.traceback)
+        print(f"{name}: {rows[name]} ({time.perf_counter() - start:.1f} s)", flush=True)
+    result = table(rows)
     print(result, end="")
     if args.update is not None:
-        update(args.update, "sweep", result)
+        update(args.update, marker, result)
     return rows
 
 
-if __name__ == "__main__":
+def be_quiet():
+    """Leaves out what diffusers, transformers and the schedulers say of tiny pipelines."""
     warnings.filterwarnings("ignore")
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     logging.getLogger("ddim_scheduler").setLevel(logging.ERROR)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Row]:
+    """Prints a line for each pipeline and the table, and returns the rows."""
+    kinds = pipelines()
+    counts = Counter(kinds.values())
+    print(", ".join(f"{kind}: {number}" for kind, number in counts.most_common()), f"of {len(kinds)} pipelines")
+    description = "Run every pipeline of diffusers with EtaDDIMScheduler."
+    names = [name for name, kind in kinds.items() if kind == "betas"]
+    return run_sweep(argv, description, names, sweep, partial(table, counts), "sweep")
+
+
+if __name__ == "__main__":
+    be_quiet()
     main()

@@ -12,8 +12,10 @@ import diffusers
 from .pipelines.images import image_generators
 from .pipelines.inversion import EtaDDIMInversionOutput, slerp
 from .pipelines.pipeline_ddim import EtaDDIMPipeline
-from .scheduling_ddim import EtaDDIMInverseScheduler, EtaDDIMScheduler
-from .scheduling_flow_match import EtaFlowMatchInverseScheduler, EtaFlowMatchScheduler
+from .scheduling_ddim import EtaDDIMScheduler
+from .scheduling_ddim_inverse import EtaDDIMInverseScheduler
+from .scheduling_flow_match import EtaFlowMatchScheduler
+from .scheduling_flow_match_inverse import EtaFlowMatchInverseScheduler
 
 __all__ = [
     "EtaDDIMInverseScheduler",

@@ -12,9 +12,10 @@ from .arithmetic import add, cast, computing_dtype, is_on_host, is_readable, tim
 from .fitted_tables import check_model
 from .live_attributes import LiveAttributes, counted, values_of
 from .noise_schedules import as_betas, betas_of, log_alphas_cumprod_of, log_of_alphas_cumprod
-from .steps import EtaSteps, Row, StepTable
+from .step_table import Row, StepTable
+from .steps import EtaSteps
 from .timestep_grids import as_timesteps, previous_timesteps
-from .validation import check_eta, check_floating, check_integer, check_number
+from .validation import check_eta, check_floating, check_integer, check_noise, check_number
 
 
 class DiscretePath(LiveAttributes, EtaSteps):
@@ -28,11 +29,10 @@ class DiscretePath(LiveAttributes, EtaSteps):
     """
 
     _log_alphas_cumprod: np.ndarray  # of the T timesteps
-    _levels: tuple[np.ndarray, ...]  # log alpha-bar, alpha and sigma, of the timesteps and of -1, the end
+    _levels: np.ndarray  # (3, T + 1): log alpha-bar, alpha and sigma, of the timesteps and of -1, the end
     _written_final: float | None  # log of a `final_alpha_cumprod` that somebody wrote
     _prev_timesteps: np.ndarray
     _table: StepTable
-    _has_grid: bool
     betas: torch.Tensor
     alphas: torch.Tensor
     alphas_cumprod: torch.Tensor
@@ -66,7 +66,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
                 f"{math.exp(log_alphas_cumprod[0]):.6g}."
             )
         log = np.append(log_alphas_cumprod, final)  # timestep -1 is where the last step goes to
-        levels = log, np.exp(log / 2), np.sqrt(-np.expm1(log))
+        levels = np.stack([log, np.exp(log / 2), np.sqrt(-np.expm1(log))])
         grid = as_timesteps(timesteps, num_timesteps) if self._has_grid else np.arange(num_timesteps)[::-1]
         check_model(self.config.fitted_tables, self.config.prediction_type, levels[2])
 
@@ -103,10 +103,10 @@ class DiscretePath(LiveAttributes, EtaSteps):
         self.__dict__.update(num_inference_steps=num_inference_steps, _has_grid=num_inference_steps is not None)
 
     @staticmethod
-    def _table_of(levels: tuple[np.ndarray, ...], prev_timesteps: np.ndarray, device: Any) -> StepTable:
+    def _table_of(levels: np.ndarray, prev_timesteps: np.ndarray, device: Any) -> StepTable:
         """Row t holds the step from t to the one before it."""
-        log_t, alpha_t, sigma_t = (level[:-1] for level in levels)
-        log_s, alpha_s, sigma_s = (level[prev_timesteps] for level in levels)
+        log_t, alpha_t, sigma_t = levels[:, :-1]
+        log_s, alpha_s, sigma_s = levels.take(prev_timesteps, axis=1, mode="wrap")
         log_ratio = log_t - log_s
         fresh_std = np.sqrt(-np.expm1(log_ratio))
         ratio = sigma_s / sigma_t
@@ -160,7 +160,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
                 f"`timestep` must hold one timestep or one for each of the {batch_size} samples, but hold "
                 f"{len(timesteps)}."
             )
-        row = self._table.rows(timesteps, sample)
+        row = self._table.rows(timesteps, sample, isinstance(eta, float) and eta == 0)
         if is_readable(timesteps):
             self._check_signal(timesteps.numpy())
         return row, check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
@@ -194,11 +194,6 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if above.alpha_t == 0:
             raise ValueError(f"`timestep` {t} has no midpoint step: there is no signal at the one above it.")
         return row, above
-
-    def _check_timesteps_are_set(self):
-        self._follow()
-        if not self._has_grid:
-            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
 
     def _check_timestep(self, timestep: int | torch.Tensor) -> int:
         t = timestep.tolist() if isinstance(timestep, torch.Tensor) else timestep
@@ -273,20 +268,11 @@ class DiscretePath(LiveAttributes, EtaSteps):
         """alpha_t and sigma_t, shaped for the sample, and the dtype to compute in."""
         self._follow()
         check_floating(name, sample)
-        check_floating("noise", noise)
         timesteps = self._check_timesteps("timesteps", timesteps)
-        shapes = sample.shape, noise.shape, (len(timesteps), *(1,) * (sample.ndim - 1))
-        try:
-            if shapes[0] != shapes[1] or (len(timesteps),) not in ((1,), sample.shape[:1]):
-                torch.broadcast_shapes(*shapes)
-        except RuntimeError:
-            raise ValueError(
-                f"`noise` of shape {tuple(noise.shape)} and {len(timesteps)} `timesteps` do not go with `{name}` of "
-                f"shape {tuple(sample.shape)}."
-            ) from None
+        check_noise(noise, len(timesteps), name, sample)
         dtype = computing_dtype(sample)
         if (learned := self.__dict__["alphas_cumprod"]).requires_grad:
-            bars = learned[timesteps.to(learned.device)].to(sample.device, dtype).view(shapes[2])
+            bars = learned[timesteps.to(learned.device)].to(sample.device, dtype).view(-1, *(1,) * (sample.ndim - 1))
             return bars.sqrt(), (1 - bars).sqrt(), dtype
         return *self._table.path(timesteps, sample, dtype), dtype
 

@@ -11,9 +11,11 @@ import torch
 
 from .arithmetic import add, cast, computing_dtype, is_on_host, is_readable, times, to_device
 from .live_attributes import LiveAttributes, counted, values_of
-from .steps import EtaSteps, Row, StepTable
-from .validation import check_eta, check_floating, check_number
+from .step_table import Row, StepTable
+from .steps import EtaSteps
+from .validation import check_eta, check_floating, check_noise, check_number
 
+TIMESTEP_DTYPES = (torch.float32, torch.float64)
 TOLERANCE = 1e-6  # of a level, and of a timestep as a part of num_train_timesteps: float32 rounds them
 
 
@@ -59,7 +61,6 @@ class FlowPath(LiveAttributes, EtaSteps):
     _table: StepTable
     _slopes: list[float]  # what x_s = x_t + slope u has in each step at eta = 0
     _index_of_timestep: dict[float, int]
-    _has_grid: bool
     _prediction_type = "flow_prediction"  # in the place of the config's
     num_inference_steps: int | None
     sigmas: torch.Tensor
@@ -88,7 +89,7 @@ class FlowPath(LiveAttributes, EtaSteps):
             levels, grid = 1 - levels, -grid
         if len(levels) == len(grid):
             levels = np.append(levels, 0.0)
-        is_exploding = (config.get("sigma_max") or 0) > 1
+        is_exploding = (getattr(config, "sigma_max", None) or 0) > 1  # as diffusers asks
         highest = math.inf if is_exploding else 1.0
         self._check_grid(levels, grid, values, highest)
         levels = levels.clip(0.0, highest)  # float32 may have rounded past the ends
@@ -134,6 +135,12 @@ class FlowPath(LiveAttributes, EtaSteps):
             hint = "" if highest > 1 else " unless the config has a `sigma_max` above 1 (variance exploding)"
             raise ValueError(f"`sigmas` must be in [0, {highest:g}]{hint}, but are {_shown(values['sigmas'])}.")
 
+    def _as_live(self, name: str, value: Any) -> torch.Tensor:
+        tensor = super()._as_live(name, value)
+        if tensor.ndim != 1:
+            raise TypeError(f"`{name}` must be a tensor of one dimension, but is {value!r}.")
+        return tensor if tensor.dtype in TIMESTEP_DTYPES else tensor.float()  # of which a step takes its timestep
+
     def _take_over(self, name: str, value: Any):
         sigmas, timesteps, N = (self.__dict__[key] for key in (*self._live_tensors, *self._live_numbers))
         T = self.config.num_train_timesteps
@@ -176,7 +183,13 @@ class FlowPath(LiveAttributes, EtaSteps):
         if isinstance(timestep, Tokens):
             row = self._row_of_tokens(timestep.timesteps, sample)
         else:
-            row = self._table.rows(self._indices("timestep", timestep, sample), sample)
+            indices, batch_size = self._indices("timestep", timestep), sample.shape[:1].numel()
+            if len(indices) not in (1, batch_size):
+                raise ValueError(
+                    f"`timestep` must hold one timestep or one for each of the {batch_size} samples, but holds "
+                    f"{len(indices)}."
+                )
+            row = self._table.rows(indices, sample, isinstance(eta, float) and eta == 0)
         return row, check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
 
     def _row_of_tokens(self, timesteps: torch.Tensor, sample: torch.Tensor) -> Row:
@@ -216,11 +229,6 @@ class FlowPath(LiveAttributes, EtaSteps):
             raise ValueError(f"`timestep` {timestep} has no midpoint step: there is no signal at the one above it.")
         return row, above
 
-    def _check_timesteps_are_set(self):
-        self._follow()
-        if not self._has_grid:
-            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
-
     def _index_at_hand(self, timestep: Any) -> int | None:
         """The index of one timestep, or None where finding it makes the host wait, or for several."""
         if isinstance(timestep, Tokens):
@@ -242,7 +250,9 @@ class FlowPath(LiveAttributes, EtaSteps):
         return None
 
     def _index_of(self, timestep: Any) -> int | None:
-        if isinstance(timestep, Tokens) or (isinstance(timestep, torch.Tensor) and timestep.numel() != 1):
+        if isinstance(timestep, Tokens):
+            raise ValueError("`per_token_timesteps` must be left out for a step with a history.")
+        if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
             raise ValueError(f"`timestep` must be one of the grid for a step with a history, but is {timestep}.")
         return self._index_at_hand(timestep)
 
@@ -250,7 +260,7 @@ class FlowPath(LiveAttributes, EtaSteps):
         """The index of one timestep: the exact one first, else the nearest within the tolerance."""
         t = timestep
         if isinstance(t, torch.Tensor):
-            if t.dtype not in (torch.float32, torch.float64) or t.numel() != 1:
+            if t.dtype not in TIMESTEP_DTYPES or t.numel() != 1:
                 raise ValueError(
                     f"`timestep` must be one of `scheduler.timesteps`, float32 or float64, but is {timestep!r}."
                 )
@@ -258,32 +268,35 @@ class FlowPath(LiveAttributes, EtaSteps):
         elif not isinstance(t, float | np.float32 | np.float64):
             raise ValueError(f"`timestep` must be one of `scheduler.timesteps`, not an index, but is {timestep!r}.")
         index = self._index_of_timestep.get(t)
-        if index is not None:
-            return index
-        grid = self._in_denoising_order(self._published["timesteps"])
-        index = int(np.abs(grid - t).argmin())
-        if not abs(grid[index] - t) <= TOLERANCE * self.config.num_train_timesteps:
-            raise ValueError(
-                f"`timestep` must be one of `scheduler.timesteps`, {_shown(self._published['timesteps'])}, but is {t}."
-            )
-        return index
+        return int(self._nearest("timestep", np.array([t]))[0]) if index is None else index
 
-    def _indices(self, name: str, timesteps: Any, sample: torch.Tensor) -> torch.Tensor:
-        """Indices of one timestep or B, of shape (n,). They are checked where that makes nobody wait."""
+    def _nearest(self, name: str, timesteps: np.ndarray) -> np.ndarray:
+        """The index of the nearest of the grid for each timestep, or an error if that is not within the tolerance."""
+        grid, last = self._in_denoising_order(self._published["timesteps"]), len(self._published["timesteps"]) - 1
+        is_rising = grid[0] < grid[-1]  # with inverted levels
+        rising = grid if is_rising else grid[::-1]
+        above = rising.searchsorted(timesteps).clip(0, last)
+        below = (above - 1).clip(0)
+        places = np.where(timesteps - rising[below] < rising[above] - timesteps, below, above)
+        is_near = np.abs(rising[places] - timesteps) <= TOLERANCE * self.config.num_train_timesteps
+        if not is_near.all():
+            raise ValueError(
+                f"`{name}` must be one of `scheduler.timesteps`, {_shown(self._published['timesteps'])}, but is "
+                f"{', '.join(map(str, timesteps[~is_near][:8]))}."
+            )
+        return places if is_rising else last - places
+
+    def _indices(self, name: str, timesteps: Any) -> torch.Tensor:
+        """Indices of one timestep or several, of shape (n,). They are checked where that makes nobody wait."""
         if is_on_host(timesteps):
             return torch.tensor([self._host_index(timesteps)])
         if not isinstance(timesteps, torch.Tensor):
             timesteps = torch.full((1,), timesteps, dtype=torch.float64)
-        timesteps, batch_size = timesteps.reshape(-1), sample.shape[:1].numel()
-        if len(timesteps) not in (1, batch_size):
-            raise ValueError(
-                f"`{name}` must hold one timestep or one for each of the {batch_size} samples, but hold "
-                f"{len(timesteps)}."
-            )
+        timesteps = timesteps.reshape(-1)
+        if timesteps.dtype not in TIMESTEP_DTYPES:
+            raise ValueError(f"`{name}` must be float32 or float64, but is {timesteps.dtype}.")
         if is_readable(timesteps):
-            return torch.tensor([self._host_index(t) for t in timesteps])
-        if timesteps.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"`{name}` must be float32 or float64, but are {timesteps.dtype}.")
+            return torch.from_numpy(self._nearest(name, timesteps.double().numpy()))
         grid = to_device(self._in_denoising_order(self.__dict__["timesteps"]), timesteps.device)
         return (grid[None] - timesteps[:, None]).abs().argmin(1)
 
@@ -298,8 +311,9 @@ class FlowPath(LiveAttributes, EtaSteps):
         Args:
             sample (`torch.Tensor` of shape `(B, ...)`): x_0.
             timestep (`float` or `torch.Tensor` of one element or B): t, of `timesteps`: of the training before
-                `set_timesteps` is called, of the grid afterwards.
-            noise (`torch.Tensor` of the same shape, *optional*): eps, drawn if not given.
+                `set_timesteps` is called, of the grid afterwards. A tensor may hold integers.
+            noise (`torch.Tensor` of the same shape, *optional*): eps, drawn if not given. Each of the three may have 1
+                instead of B.
 
         Raises:
             ValueError, TypeError: If shapes do not fit, or a timestep is not one of them.
@@ -308,16 +322,13 @@ class FlowPath(LiveAttributes, EtaSteps):
         check_floating("sample", sample)
         if noise is None:
             noise = torch.randn_like(sample)
-        check_floating("noise", noise)
-        try:
-            torch.broadcast_shapes(sample.shape, noise.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"`noise` of shape {tuple(noise.shape)} does not go with `sample` of shape {tuple(sample.shape)}."
-            ) from None
+        if isinstance(timestep, torch.Tensor) and timestep.dtype in (torch.int32, torch.int64):
+            timestep = timestep.double()  # of the training: integers are no indices here
+        indices = self._indices("timestep", timestep)
+        check_noise(noise, len(indices), "sample", sample)
         result = torch.promote_types(sample.dtype, noise.dtype)
         dtype = computing_dtype(torch.empty((), dtype=result, device="meta"))
-        alpha_t, sigma_t = self._table.path(self._indices("timestep", timestep, sample), sample, dtype)
+        alpha_t, sigma_t = self._table.path(indices, sample, dtype)
         return cast(add(times(cast(sample, dtype), alpha_t), sigma_t, cast(noise, dtype)), result)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -335,8 +346,7 @@ class FlowPath(LiveAttributes, EtaSteps):
             noise (`torch.Tensor` of the same shape): eps.
             timesteps (`torch.Tensor`, *optional*): Not used, since u is the same all along the path.
         """
-        check_floating("sample", sample)
-        check_floating("noise", noise)
+        check_noise(noise, 1, "sample", sample)
         if self._prediction_type == "epsilon":
             return noise
         return sample - noise if self.config.invert_sigmas else noise - sample

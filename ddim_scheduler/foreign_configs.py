@@ -21,7 +21,13 @@ MODEL_KEYS = (
 )
 
 
-def adapt_config(config: dict[str, Any], cls: type, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def check_config(config: Any):
+    """Refuses what is no content of a `scheduler_config.json`: diffusers would take a string for a repository."""
+    if not isinstance(config, dict):
+        raise TypeError(f"`config` must be a dictionary of scheduler arguments, but is {config!r}.")
+
+
+def adapt_config(config: Any, cls: type, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """
     A config as `cls.from_config` should read it, and the names in it that were defaults of the class which wrote it.
 
@@ -31,8 +37,10 @@ def adapt_config(config: dict[str, Any], cls: type, given: dict[str, Any]) -> tu
         given (`dict`): Arguments of the constructor that replace those of the config.
 
     Raises:
+        TypeError: If the config is not a dictionary.
         ValueError: If the config is that of a scheduler without betas (EDM, IPNDM...) or of flow matching.
     """
+    check_config(config)
     is_of_object, config = isinstance(config, FrozenDict), dict(config)
     defaults = config.pop("_use_default_values", [])
     name = str(config.get("_class_name", "scheduler"))
@@ -75,18 +83,32 @@ def is_of_flow_matching(config: dict[str, Any]) -> bool:
     return is_named or has_levels or bool(config.get("use_flow_sigmas")) or config.get("prediction_type") in FLOW
 
 
-def adapt_flow_config(config: dict[str, Any], cls: type) -> dict[str, Any]:
+def adapt_flow_config(config: Any, cls: type) -> dict[str, Any]:
     """
     A config as `cls.from_config`, of a flow matching scheduler of this package, should read it.
 
     Raises:
-        ValueError: If the config is that of a scheduler without flow matching.
+        TypeError: If the config is not a dictionary.
+        ValueError: If the config is that of a scheduler without flow matching, of a model that returns no velocity, or
+            of levels that are no flow's.
     """
+    check_config(config)
     foreign = {key for key in config if not key.startswith("_")} - inspect.signature(cls).parameters.keys()
     if not is_of_flow_matching(config) and foreign:
         name, betas = config.get("_class_name", "scheduler"), {"beta_start", "beta_schedule"} & config.keys()
         hint = ": use EtaDDIMScheduler.from_config" if betas else f" (keys: {[*config]})"
         raise ValueError(f"`config` of a {name} is not that of a flow model{hint}.")
+    if config.get("use_flow_sigmas"):  # of UniPC or DPM
+        if config.get("prediction_type", *FLOW) not in FLOW:
+            raise ValueError(
+                f"`prediction_type` {config['prediction_type']!r} of a config with `use_flow_sigmas` must be one of "
+                f"{FLOW}: the model of a flow matching scheduler returns the velocity."
+            )
+        if (config.get("sigma_max") or 0) > 1:
+            raise ValueError(
+                f"`sigma_max` {config['sigma_max']!r} of a config with `use_flow_sigmas` is a level of sigma / (1 - "
+                "sigma), which a flow matching scheduler has not: leave it and `sigma_min` out."
+            )
     if "fitted_tables" not in config and (isinstance(config, FrozenDict) or "_class_name" in config):
         config = {key: value for key, value in config.items() if key != "solver_order"}  # of UniPC and DPM, as above
     if "flow_shift" in config:  # of UniPC and DPM

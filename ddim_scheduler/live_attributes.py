@@ -85,10 +85,7 @@ class LiveAttributes:
         if name == "_internal_dict":  # by `register_to_config`, and by pipelines that correct a config
             self._set_config(value)
         elif name in self._live_tensors and "_published" in state:
-            try:
-                tensor = counted(torch.as_tensor(value))
-            except (TypeError, ValueError, RuntimeError):
-                raise TypeError(f"`{name}` must be a tensor, but is {value!r}.") from None
+            tensor = counted(self._as_live(name, value))
             self._follow()
             if self._is_written(name, tensor):
                 self._take_over(name, tensor)
@@ -99,6 +96,13 @@ class LiveAttributes:
             self._take_over(name, value)
         else:
             super().__setattr__(name, value)
+
+    def _as_live(self, name: str, value: Any) -> torch.Tensor:
+        """What is written into a public tensor, as a tensor."""
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"`{name}` must be a tensor, but is {value!r}.") from None
 
     def _set_config(self, config: Mapping[str, Any]):
         state, new = self.__dict__, LiveConfig(config)
@@ -127,9 +131,10 @@ class LiveAttributes:
         if sum(map(_version, self._watched)) + self._internal_dict.num_writes == self._versions:
             return
         if "_published" not in self.__dict__:  # so that there is nothing to follow
+            names = " or ".join(f"`{name}`" for name in self._live_tensors)
             raise RuntimeError(
-                f"`{type(self).__name__}.__init__` must call `super().__init__`, which makes the noise schedule: give "
-                "that `trained_betas`, or write `betas` or `alphas_cumprod` after it."
+                f"`{type(self).__name__}.__init__` must call `super().__init__`: give that its arguments, or write "
+                f"{names} after it."
             )
         tensors = {name: self.__dict__[name] for name in self._live_tensors}
         written = {name: tensor for name, tensor in tensors.items() if self._is_written(name, tensor)}

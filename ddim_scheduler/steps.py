@@ -17,29 +17,17 @@ path comes from nor how a timestep names a place on it.
 import math
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from .arithmetic import add, add_, cast, computing_dtype, sum_of_products, times, times_, to_device
+from .arithmetic import add, add_, cast, computing_dtype, sum_of_products, times, times_
 from .multistep import Multistep
+from .step_table import Row
 from .validation import check_bool, check_choice, check_floating, check_generator, check_same_shape
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 FLOW_PREDICTION_TYPES = ("flow_prediction", "inverted_flow_prediction")  # eps - x_0, x_0 - eps; alpha + sigma = 1
-
-
-class Row(NamedTuple):
-    """Coefficients of the step t -> s: floats, or arrays or tensors that hold those of several steps."""
-
-    alpha_t: Any
-    sigma_t: Any
-    alpha_s: Any
-    sigma_s: Any
-    std: Any  # eq. (16) at eta = 1
-    direction: Any  # sqrt(sigma_s^2 - std^2) at eta = 1, without the cancellation
-    fresh_std: Any  # std of x_t given x_s: the sigma-hat of the paper's section 5.1
 
 
 class Transition(NamedTuple):
@@ -87,49 +75,16 @@ def mean_factors(alpha_s: Any, direction: Any, p: Any, q: Any, r: Any, w: Any) -
     return sum_of_products(alpha_s, p, direction, r), sum_of_products(alpha_s, q, direction, w)
 
 
+def noise_like(sample: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
+    """Fresh noise for a sample, which may have no dimensions."""
+    noise = randn_tensor(sample.shape or (1,), generator, sample.device, sample.dtype)
+    return noise if sample.ndim else noise[0]
+
+
 def linear(sample: torch.Tensor, model_output: torch.Tensor, of_sample: Any, of_output: Any) -> torch.Tensor:
     if isinstance(of_sample, float) and of_sample == 1:
         return add(sample, of_output, model_output)
     return add_(times(sample, of_sample), of_output, model_output)
-
-
-class StepTable:
-    """The rows of all steps, in float64, on the host and on a device. It never changes: a new grid has a new one."""
-
-    def __init__(self, rows: Row, device: str | torch.device | None):
-        self.array = np.array(rows)  # (7, T)
-        self.tensor = to_device(torch.from_numpy(self.array), device)
-        # for training, which asks for many rows at a time
-        self.path32 = to_device(torch.from_numpy(self.array[:2].astype(np.float32)), device)
-        self.length = self.array.shape[1]
-
-    def row(self, index: int) -> Row:
-        """A row of floats."""
-        return Row(*self.array[:, index].tolist())
-
-    def rows(self, indices: torch.Tensor, sample: torch.Tensor) -> Row:
-        """Rows as tensors of shape (n, 1, ...) with the sample's dimensions, on its device."""
-        return Row(*self._select(self._on(sample.device), indices, sample))
-
-    def path(
-        self, indices: torch.Tensor, sample: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """alpha_t and sigma_t alone, as `rows` gives them, in a dtype."""
-        if dtype == torch.float32 and self.path32.device == sample.device:
-            path = self.path32
-        else:
-            path = self._on(sample.device)[:2].to(dtype)
-        alpha_t, sigma_t = self._select(path, indices, sample)
-        return alpha_t, sigma_t
-
-    def _on(self, device: torch.device) -> torch.Tensor:
-        return self.tensor if self.tensor.device == device else to_device(torch.from_numpy(self.array), device)
-
-    @staticmethod
-    def _select(columns: torch.Tensor, indices: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
-        indices = to_device(indices, sample.device).expand(len(columns), -1)
-        selected = columns.gather(1, indices)  # of the ways to select columns the fastest
-        return [*selected.view(len(columns), -1, *(1,) * (sample.ndim - 1)).unbind(0)]
 
 
 class EtaSteps(Multistep):
@@ -139,6 +94,7 @@ class EtaSteps(Multistep):
     """
 
     config: Any
+    _has_grid: bool  # whether `set_timesteps` was called
 
     def step(
         self,
@@ -183,14 +139,14 @@ class EtaSteps(Multistep):
         check_floating("model_output", model_output)
         check_floating("sample", sample)
         if generator is not None:
-            check_generator(generator, len(sample))
+            check_generator(generator, sample.shape[:1].numel())
         if variance_noise is not None:
             _check_variance_noise(variance_noise, generator, sample)
         prev_sample, std, x_0 = self._transition(model_output, timestep, sample, eta, use_clipped_model_output)
         # 6. x_s = mean + std z, eq. (12). eta = 0 draws nothing.
         if std is not None:
             if variance_noise is None:
-                variance_noise = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
+                variance_noise = noise_like(sample, generator)
             prev_sample = add_(prev_sample, std, cast(variance_noise, prev_sample.dtype))
 
         prev_sample, pred_original_sample = cast(prev_sample, sample.dtype), cast(x_0, sample.dtype)
@@ -252,28 +208,28 @@ class EtaSteps(Multistep):
             dtype = computing_dtype(sample)
             sample, model_output = sample.to(dtype), model_output.to(dtype)
         prediction_type, alpha_s = self._prediction_type, row.alpha_s
-        p, q, r, w = prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
         if prediction_type == "epsilon":  # the difference first: it may be small, and its terms are then rounded less
-            x_0 = times_(add(sample, row.sigma_t, model_output, sign=-1), p)
+            x_0 = times_(add(sample, row.sigma_t, model_output, sign=-1), 1 / row.alpha_t)
         elif prediction_type == "sample":
             x_0 = model_output.clone()
-        elif prediction_type in FLOW_PREDICTION_TYPES:
-            x_0 = add(sample, q, model_output)
         else:
-            x_0 = add_(times(sample, p), q, model_output)
+            p, q, *_ = prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
+            x_0 = linear(sample, model_output, p, q)
 
         # 3. threshold or clip x_0
         x_0, is_constrained = self._constrained(x_0)
 
         # 4. the mean of x_s, alpha_s x_0 + direction eps, eq. (12), its factors gathered so that each is rounded once
         if not is_constrained:
-            mean = linear(sample, model_output, *mean_factors(alpha_s, direction, p, q, r, w))
+            coefficients = prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
+            mean = linear(sample, model_output, *mean_factors(alpha_s, direction, *coefficients))
         elif use_clipped_model_output:  # with eps = (x_t - alpha_t x_0) / sigma_t of the clipped x_0
             b = direction / row.sigma_t
             mean = add_(times(x_0, alpha_s - b * row.alpha_t), b, sample)
         elif prediction_type == "epsilon":
             mean = add_(times(x_0, alpha_s), direction, model_output)
         else:
+            *_, r, w = prediction_coefficients(prediction_type, row.alpha_t, row.sigma_t)
             mean = add_(add_(times(x_0, alpha_s), direction * w, model_output), direction * r, sample)
 
         # 5. of higher order: towards an x_0 that is extrapolated from those before it
@@ -397,9 +353,10 @@ class EtaSteps(Multistep):
         variance_type = self.config.get("variance_type")
         if variance_type not in ("learned", "learned_range"):
             if model_output.shape != sample.shape:
+                hint = f" (`variance_type` is {variance_type!r})" if "variance_type" in self.config else ""
                 raise ValueError(
                     f"`model_output` must have the sample's shape {tuple(sample.shape)}, but has "
-                    f"{tuple(model_output.shape)} (`variance_type` is {variance_type!r})."
+                    f"{tuple(model_output.shape)}{hint}."
                 )
             return model_output, None
         channels = sample.shape[1]
@@ -410,7 +367,16 @@ class EtaSteps(Multistep):
             )
         return model_output[:, :channels], model_output[:, channels:]
 
+    def _check_timesteps_are_set(self):
+        self._follow()
+        if not self._has_grid:
+            raise ValueError("`set_timesteps` must be called before `step`: the scheduler has no timesteps yet.")
+
     # --------------------------------------------------------------------------------- what a scheduler adds to this
+
+    def _follow(self):
+        """Takes over what people wrote into the scheduler since the last look."""
+        raise NotImplementedError
 
     @property
     def _prediction_type(self) -> str:

@@ -81,6 +81,7 @@ def check_decreasing(grid: np.ndarray):
 
 def previous_timesteps(grid: np.ndarray, num_train_timesteps: int) -> np.ndarray:
     """Where a step from each of 0..T-1 goes to: the next lower timestep of the grid, -1 below its lowest."""
-    previous = np.full(num_train_timesteps + 1, -1)
-    previous[grid + 1] = grid
-    return np.maximum.accumulate(previous)[:-1]
+    bounds = np.empty(len(grid) + 2, np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = -1, grid, num_train_timesteps - 1
+    bounds[1:-1].sort()
+    return bounds[:-1].repeat(bounds[1:] - bounds[:-1])

@@ -61,6 +61,20 @@ def check_same_shape(name: str, tensor: torch.Tensor, other_name: str, other: to
         )
 
 
+def check_noise(noise: torch.Tensor, num_timesteps: int, name: str, sample: torch.Tensor):
+    """Refuses noise and timesteps that do not broadcast with a sample, of the argument `name`."""
+    check_floating(name, sample)
+    check_floating("noise", noise)
+    try:
+        if noise.shape != sample.shape or (num_timesteps,) not in ((1,), sample.shape[:1]):
+            torch.broadcast_shapes(sample.shape, noise.shape, (num_timesteps, *(1,) * (sample.ndim - 1)))
+    except RuntimeError:
+        raise ValueError(
+            f"`noise` of shape {tuple(noise.shape)} and {num_timesteps} timesteps do not go with `{name}` of shape "
+            f"{tuple(sample.shape)}."
+        ) from None
+
+
 def check_generator(generator: Any, batch_size: int):
     """None, a `torch.Generator`, or a list of one for each sample."""
     if generator is None:

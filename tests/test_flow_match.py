@@ -9,18 +9,10 @@ from decimal import Decimal, getcontext
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    FlowMatchLCMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler
 from test_compile import NoWaiting
 
-from ddim_scheduler import EtaDDIMScheduler, EtaFlowMatchInverseScheduler, EtaFlowMatchScheduler
+from ddim_scheduler import EtaFlowMatchInverseScheduler, EtaFlowMatchScheduler
 
 FLUX = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
 
@@ -403,90 +395,6 @@ def test_export():
         assert (exported(u, t, x, z) - Step()(u, t, x, z)).abs().max() < 1e-6
 
 
-# ------------------------------------------------------------------------------------------------ attributes and errors
-
-
-def test_written_levels_reach_the_next_step():
-    scheduler = scheduler_of(4)
-    x, u = randn(1, 2), randn(1, 2, seed=1)
-    scheduler.sigmas[2] = 0.4
-    expected = x + (0.4 - scheduler.sigmas[1].double()) * u
-    assert (scheduler.step(u, scheduler.timesteps[1], x)[0] - expected).abs().max() < 1e-7
-    scheduler.sigmas = torch.tensor([0.9, 0.3, 0.0])
-    assert torch.equal(scheduler.timesteps, torch.tensor([0.9, 0.3]) * 1000)
-    assert scheduler.num_inference_steps == 2
-    scheduler.timesteps = torch.tensor([800.0, 600.0, 200.0])
-    assert torch.equal(scheduler.sigmas, torch.tensor([0.8, 0.6, 0.2, 0.0]))
-    scheduler.timesteps[0] = 1000.0
-    assert (scheduler.step(u, 1000.0, x)[0] - (x - 0.2 * u)).abs().max() < 1e-7
-    for bad in ([0.5, 0.6, 0.1, 0.0], [0.8, math.nan, 0.1, 0.0], [1.2, 0.5, 0.1, 0.0], [0.9, 0.5, 0.1, 0.2]):
-        with pytest.raises(ValueError, match="`sigmas`"):
-            scheduler.sigmas = torch.tensor(bad)
-    with pytest.raises(ValueError, match="`num_inference_steps`"):
-        scheduler.num_inference_steps = 7
-    scheduler.register_to_config(shift=5.0)
-    scheduler.set_timesteps(3)
-    assert torch.equal(scheduler.sigmas, scheduler_of(3, shift=5.0).sigmas)
-    with pytest.raises(ValueError, match="`shift`"):
-        scheduler.register_to_config(shift=0.0)
-    scheduler.config.eta = 1.0
-    assert scheduler.transition(u, scheduler.timesteps[0], x).std > 0
-
-
-@pytest.mark.parametrize(
-    ("config", "call", "name"),
-    [
-        ({"num_train_timesteps": 1}, {"num_inference_steps": 4}, "strictly decreasing"),
-        ({"shift_terminal": 0.1}, {"num_inference_steps": 1}, "finite"),
-        (FLUX, {"num_inference_steps": 4}, "`mu`"),
-        ({}, {}, "`num_inference_steps`"),
-        ({}, {"num_inference_steps": 0}, "`num_inference_steps`"),
-        ({}, {"num_inference_steps": 2, "sigmas": [1.0]}, "`sigmas`"),
-        ({}, {"sigmas": [0.2, 0.8]}, "`sigmas`"),
-        ({}, {"sigmas": [0.8, 0.8]}, "`sigmas`"),
-        ({}, {"sigmas": [0.8, math.nan]}, "`sigmas`"),
-        ({}, {"sigmas": [1.8, 0.5]}, "`sigmas`"),
-        ({}, {"sigmas": [0.8, 0.5], "timesteps": [500.0, 800.0]}, "`timesteps`"),
-    ],
-)
-def test_grids_that_are_refused_change_nothing(config, call, name):
-    scheduler = EtaFlowMatchScheduler(**config)
-    before = scheduler.timesteps.clone()
-    with pytest.raises(ValueError, match=name):
-        scheduler.set_timesteps(**call)
-    assert torch.equal(scheduler.timesteps, before)
-    with pytest.raises(ValueError, match="`set_timesteps` must be called"):
-        scheduler.step(randn(1, 2), before[0], randn(1, 2))
-
-
-def test_steps_that_are_refused():
-    scheduler, t = scheduler_of(4), torch.tensor(1000.0)
-    x, u = randn(2, 3, 4), randn(2, 3, 4)
-    for error, name, arguments in (
-        (ValueError, "eta", {"eta": 1.5}),
-        (TypeError, "eta", {"eta": "1"}),
-        (ValueError, "eta", {"eta": torch.tensor([0.5, 2.0])}),
-        (ValueError, "s_churn", {"s_churn": 0.1}),
-        (ValueError, "variance_noise", {"eta": 1.0, "variance_noise": x[:1]}),
-        (TypeError, "generator", {"generator": 0}),
-        (ValueError, "per_token_timesteps", {"per_token_timesteps": torch.ones(2, 5)}),
-        (ValueError, "per_token_timesteps", {"per_token_timesteps": torch.full((2, 3), 1001.0)}),
-        (TypeError, "per_token_timesteps", {"per_token_timesteps": [1000.0]}),
-    ):
-        with pytest.raises(error, match=f"`{name}"):
-            scheduler.step(u, t, x, **arguments)
-    for return_dict in (True, False):
-        with pytest.raises(ValueError, match="`model_output`"):
-            scheduler.step(u[:1], t, x, return_dict=return_dict)
-        with pytest.raises(TypeError, match="`sample`"):
-            scheduler.step(u, t, x.long(), return_dict=return_dict)
-    # the user's own terminal 0: the step from there does nothing
-    scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.0])
-    mean, std, _ = scheduler.transition(u, scheduler.timesteps[-1], x, 1.0)
-    assert torch.equal(mean, x)
-    assert std == 0
-
-
 def test_positions_of_the_built_in_and_the_attribute_generator():
     scheduler, theirs = scheduler_of(4), scheduler_of(4, FlowMatchEulerDiscreteScheduler)
     x, u, t = randn(1, 2, dtype=torch.float32), randn(1, 2, dtype=torch.float32), scheduler.timesteps[0]
@@ -521,65 +429,3 @@ def test_inverse_is_the_inverse(config):
     other = inverse.midpoint_step(outputs[t], scheduler.timesteps[3], x, start)
     back = scheduler.midpoint_step(outputs[t], scheduler.timesteps[3], x, other, inverse=True)
     assert (back - start).abs().max() < 1e-10
-
-
-# ---------------------------------------------------------------------------------------------------------- the configs
-
-SOLVER = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
-FLOW_SCHEDULERS = [
-    FlowMatchEulerDiscreteScheduler(**FLUX),
-    FlowMatchHeunDiscreteScheduler(shift=3.0),
-    FlowMatchLCMScheduler(shift=3.0, shift_terminal=0.1, scale_factors=[1.0, 2.0]),
-    UniPCMultistepScheduler(**SOLVER),
-    DPMSolverMultistepScheduler(**SOLVER, solver_order=3),
-]
-
-
-@pytest.mark.parametrize("theirs", FLOW_SCHEDULERS, ids=lambda scheduler: type(scheduler).__name__)
-def test_configs_of_flow_schedulers_go_there_and_back(theirs, tmp_path):
-    keys = theirs.config.keys() - {"_use_default_values", "_class_name", "_diffusers_version"}
-    keys -= {"solver_order"}  # which is left out on purpose: ours has an order of its own
-    theirs.save_pretrained(tmp_path / "theirs")
-    for ours in (
-        EtaFlowMatchScheduler.from_config(theirs.config),
-        EtaFlowMatchScheduler.from_pretrained(tmp_path / "theirs"),
-    ):
-        assert ours.config.shift == 3.0
-        assert not getattr(ours.config, "use_flow_sigmas", False)  # what pipelines ask
-        ours.register_to_config(base_shift=0.4)
-        assert not getattr(ours.config, "use_flow_sigmas", False)
-        ours.register_to_config(base_shift=0.5)
-        ours.set_timesteps(4, mu=0.9)
-        sample, output = randn(1, 2), randn(1, 2, seed=1)
-        for sigma, t in zip(ours.sigmas.double().diff(), ours.timesteps, strict=True):  # of first order, as it says
-            expected = sample + sigma * output
-            assert (ours.step(output, t, sample).prev_sample - expected).abs().max() < 1e-12
-            sample = expected
-        ours.save_pretrained(tmp_path / "ours")
-        for back in (type(theirs).from_config(ours.config), type(theirs).from_pretrained(tmp_path / "ours")):
-            assert {key: back.config[key] for key in keys} == {key: theirs.config[key] for key in keys}
-    again = EtaFlowMatchScheduler.from_config(ours.config, shift=5.0)
-    assert again.config.shift == 5.0
-    assert again.config.get("flow_shift", 5.0) == 5.0
-
-
-def test_configs_name_the_class_that_takes_them(tmp_path):
-    for theirs in FLOW_SCHEDULERS:
-        with pytest.raises(ValueError, match=r"use EtaFlowMatchScheduler\.from_config"):
-            EtaDDIMScheduler.from_config(theirs.config)
-    for config in (DDIMScheduler().config, {"beta_schedule": "linear"}, UniPCMultistepScheduler().config):
-        with pytest.raises(ValueError, match=r"use EtaDDIMScheduler\.from_config"):
-            EtaFlowMatchScheduler.from_config(config)
-    with pytest.raises(ValueError, match="not that of a flow model"):
-        EtaFlowMatchScheduler.from_config(EDMEulerScheduler().config)
-    with pytest.raises(TypeError, match="`config`"):
-        EtaFlowMatchScheduler.from_config("a/path")
-    DDIMScheduler().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="EtaDDIMScheduler"):
-        EtaFlowMatchScheduler.from_pretrained(tmp_path)
-    for name, value in (("shift", -1), ("shift", math.nan), ("eta", 2.0), ("num_train_timesteps", 0)):
-        with pytest.raises(ValueError, match=f"`{name}`"):
-            EtaFlowMatchScheduler(**{name: value})
-    with pytest.raises(TypeError, match="`invert_sigmas`"):
-        EtaFlowMatchScheduler(invert_sigmas="yes")
-    assert EtaFlowMatchScheduler.from_config({}).config.shift == 1

@@ -470,7 +470,8 @@ def test_sample_without_dimensions(timesteps):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     scheduler = EtaDDIMScheduler()
     scheduler.set_timesteps(10)
-    assert scheduler.step(x, 900, z).prev_sample.ndim == 0
+    for eta in (0.0, 0.5):
+        assert scheduler.step(x, 900, z, eta=eta, generator=torch.Generator()).prev_sample.ndim == 0
     with pytest.raises(ValueError, match="one timestep or one for each of the 1 samples, but hold 2"):
         scheduler.step(x, torch.tensor([900, 800]), z)
 

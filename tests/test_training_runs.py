@@ -408,20 +408,11 @@ def test_workers_live_on_through_the_epochs(image_folder):
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
+def pretrained(unet, tmp_path_factory):
     """A pipeline of 16x16 gray images with two classes and one label for none, and its UNet."""
     torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=16,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        num_class_embeds=3,
-    ).eval()
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel.from_config(unet.config, **blocks, num_class_embeds=3).eval()
     folder = tmp_path_factory.mktemp("pretrained")
     scheduler = EtaDDIMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
     EtaDDIMPipeline(unet=unet, scheduler=scheduler).save_pretrained(folder)
