@@ -70,7 +70,7 @@ def check_noise(noise: torch.Tensor, num_timesteps: int, name: str, sample: torc
             torch.broadcast_shapes(sample.shape, noise.shape, (num_timesteps, *(1,) * (sample.ndim - 1)))
     except RuntimeError:
         raise ValueError(
-            f"`noise` of shape {tuple(noise.shape)} and {num_timesteps} timesteps do not go with `{name}` of shape "
+            f"`noise` of shape {tuple(noise.shape)} and {num_timesteps} `timesteps` do not go with `{name}` of shape "
             f"{tuple(sample.shape)}."
         ) from None
 

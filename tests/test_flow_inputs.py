@@ -171,7 +171,7 @@ def test_timesteps_of_the_training(cls):
             scheduler.add_noise(zero, one, bad)
     for of_image, of_noise, message in (
         (zero[:2], randn(3, 1, 1), "`noise` of shape"),
-        (zero[:2], randn(2, 1, 1), "3 timesteps do not go"),
+        (zero[:2], randn(2, 1, 1), "3 `timesteps` do not go"),
     ):
         with pytest.raises(ValueError, match=message):
             scheduler.scale_noise(of_image, some, of_noise)
