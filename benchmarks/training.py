@@ -32,12 +32,12 @@ from ddim_scheduler.training import find_folder_images, parse_args, train_uncond
 from report import update, versions
 
 MODELS = {
-    "demo": "--resolution 16 --block_out_channels 32 64 64 --layers_per_block 1 --attention_resolutions",
+    "demo": "--resolution 16 --block_out_channels 16 32 64 --layers_per_block 1 --attention_resolutions",
     "CIFAR-size": "--resolution 32 --channels 3 --block_out_channels 128 256 256 256 --attention_resolutions 16",
 }
-BATCH_SIZES = {"cpu": {"demo": 64, "CIFAR-size": 8}, "cuda": {"demo": 1024, "CIFAR-size": 256}}
+BATCH_SIZES = {"cpu": {"demo": 32, "CIFAR-size": 8}, "cuda": {"demo": 1024, "CIFAR-size": 256}}
 WARM_UP = {"cpu": 2, "cuda": 20}
-STEPS = {"cpu": {"demo": 30, "CIFAR-size": 4}, "cuda": {"demo": 100, "CIFAR-size": 100}}  # multiples of the warm-up
+STEPS = {"cpu": {"demo": 60, "CIFAR-size": 4}, "cuda": {"demo": 100, "CIFAR-size": 100}}  # multiples of the warm-up
 
 
 def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:

@@ -2,10 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the commands of this package and the examples share: one line for an error, and packages of the extras."""
 
+import argparse
 import importlib
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in a line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists all options)\n")
 
 
 def run(main: Callable[[], Any]):

@@ -195,7 +195,7 @@ def extract_features(images: torch.Tensor, network: FeatureNetwork, batch_size: 
     if isinstance(network.module, DigitClassifier) and images.shape[1] != 1:
         raise ValueError(f"`features` 'digits' needs gray images, but these have {images.shape[1]} channels.")
     device = next(network.module.parameters()).device
-    batches = tqdm(images.split(batch_size), desc="Features", leave=False)
+    batches = tqdm(images.split(batch_size), desc="Features", leave=False, disable=None)
     return torch.cat([network.features(batch.to(device)).double().cpu() for batch in batches])
 
 

@@ -27,9 +27,11 @@ import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
-from .command_line import run
+from . import EtaDDIMPipeline
+from .command_line import Parser, run
 from .fitted_tables import FittedTable
 from .foreign_configs import is_of_flow_matching
+from .generation import in_turn, read_conditions
 from .multistep import FORMULA_WEIGHTS, MAX_ORDER
 from .scheduling_ddim import EtaDDIMScheduler
 from .scheduling_flow_match import EtaFlowMatchScheduler
@@ -339,7 +341,7 @@ def fit_sampler(
     print(f"{total} steps of {batch_size} samples; at most {megabytes:.0f} MB to keep trajectories in")
     rows = []
     try:
-        with tqdm(total=total, desc="Fitting") as progress:
+        with tqdm(total=total, desc="Fitting", disable=None) as progress:
 
             def sample(watcher: Any, N: int, seed: int) -> Any:
                 generator = torch.Generator().manual_seed(seed)
@@ -403,7 +405,7 @@ def _with_batch(pipe: DiffusionPipeline, seeds: int, arguments: dict[str, Any]) 
 
 def main(argv: list[str] | None = None):
     """Fits a saved pipeline, and saves its scheduler with the tables."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ddim_scheduler.fitting",
         description="Fit samplers of few steps to a saved pipeline.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -414,6 +416,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--teacher_steps", type=int, help="steps of the teacher, at most T if not given (default: 80)")
     parser.add_argument("--seeds", type=int, default=16, help="trajectories to fit to")
     parser.add_argument("--arguments", type=json.loads, default={}, help="of the pipeline's call, a JSON dictionary")
+    parser.add_argument("--condition_dir", help="pictures that the images of a model with a condition are made from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run it")
     args = parser.parse_args(argv)
     if not isinstance(args.arguments, dict):
@@ -426,7 +429,12 @@ def main(argv: list[str] | None = None):
         is_flow = is_of_flow_matching(pipe.scheduler.config)
         ours = EtaFlowMatchScheduler if is_flow else EtaDDIMScheduler
         pipe.scheduler = ours.from_config(pipe.scheduler.config)
-    pipe.scheduler = fit_saved(pipe, args.steps, args.teacher_steps, args.seeds, **args.arguments)
+    conditions = None
+    if isinstance(pipe, EtaDDIMPipeline):
+        conditions = read_conditions(args.condition_dir, pipe, args.seeds)
+    elif args.condition_dir is not None:
+        parser.error(f"--condition_dir belongs to an EtaDDIMPipeline, but {args.pipeline} is a {type(pipe).__name__}")
+    pipe.scheduler = fit_saved(pipe, args.steps, args.teacher_steps, args.seeds, conditions, **args.arguments)
     if args.output is not None:
         pipe.save_pretrained(args.output)
     else:
@@ -435,17 +443,24 @@ def main(argv: list[str] | None = None):
 
 
 def fit_saved(
-    pipe: Any, steps: Iterable[int], teacher_steps: int | None = None, seeds: int = 16, **arguments: Any
+    pipe: Any,
+    steps: Iterable[int],
+    teacher_steps: int | None = None,
+    seeds: int = 16,
+    conditions: Sequence[torch.Tensor] | torch.Tensor | None = None,
+    **arguments: Any,
 ) -> Any:
     """
     `fit_sampler` with what a command does not ask for: as many steps of a teacher as there can be, and the classes of a
-    class-conditional `UNet2DModel` in turn.
+    class-conditional `UNet2DModel`, and the conditions of one that takes them, in turn.
     """
     if teacher_steps is None:
         teacher_steps = min(TEACHER_STEPS, pipe.scheduler.config.num_train_timesteps)
     classes = getattr(getattr(getattr(pipe, "unet", None), "config", None), "num_class_embeds", None)
     if classes and "class_labels" in inspect.signature(type(pipe).__call__).parameters:
         arguments.setdefault("class_labels", [k % max(1, classes - 1) for k in range(seeds)])
+    if conditions is not None:
+        arguments.setdefault("condition", in_turn(conditions, range(seeds)))
     return fit_sampler(pipe, steps, teacher_steps, seeds, **arguments)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,8 @@ from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 from tqdm.auto import tqdm
 
 from . import EtaDDIMPipeline, image_generators
+from .image_files import center_crop
+from .image_folders import ImageReader, find_images
 
 PICTURE_CHANNELS = (1, 3, 4)  # gray, colour, colour with alpha
 SETTINGS = "settings.json"
@@ -43,6 +45,7 @@ def generate_images(
     num_classes: int | None = None,
     class_labels: Sequence[int] | None = None,
     guidance_scale: float = 1.0,
+    conditions: Sequence[torch.Tensor] | None = None,
     state: PartialState | None = None,
 ) -> int:
     """
@@ -60,6 +63,7 @@ def generate_images(
             which means no class.
         class_labels: The classes that the images take in turn, instead.
         guidance_scale: As of the call of the pipeline.
+        conditions: What the images are made from, in turn, as `read_conditions` gives it.
         state: The processes, made if not given.
 
     Returns:
@@ -83,6 +87,7 @@ def generate_images(
     num_classes = None if turns is None or class_labels is not None else len(turns)
     settings: dict[str, Any] = {} if class_labels is None else {"class_labels": turns}
     settings |= {} if guidance_scale == 1 else {"guidance_scale": guidance_scale}
+    settings |= {} if conditions is None else {"conditions": _digest(enumerate(conditions))}
     settings |= {"num_classes": num_classes, "pipeline": name, "num_inference_steps": num_inference_steps, "eta": eta}
     settings |= {"scheduler": type(pipeline.scheduler).__name__, "seed": seed}
     settings |= {"dtype": str(pipeline.dtype).removeprefix("torch."), "weights": weights_digest(pipeline.unet)}
@@ -119,6 +124,7 @@ def generate_images(
             generator=image_generators(seed, batch),
             class_labels=None if turns is None else [turns[k % len(turns)] for k in batch],
             guidance_scale=guidance_scale,
+            condition=in_turn(conditions, batch),
             output_type="np",
         ).images
         for k, image in zip(batch, images, strict=True):
@@ -159,6 +165,61 @@ def use_scheduler(pipeline: EtaDDIMPipeline, scheduler_class: type[SchedulerMixi
     if scheduler_class is DDIMScheduler and config.out_channels != config.in_channels:
         raise ValueError(f"`scheduler` DDIMScheduler knows no learned variance, as in {pipeline.name_or_path}.")
     pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **changes)
+
+
+def read_conditions(
+    condition_dir: str | Path | None, pipeline: EtaDDIMPipeline, number: int | None = None
+) -> list[torch.Tensor] | None:
+    """
+    The pictures that a model makes images from, read as for its training: scaled to cover the size of the images, and
+    cut in the middle.
+
+    Args:
+        condition_dir: Folder (with its sub-folders) or zip archive of them; None for a model without a condition.
+        pipeline: The model, whose UNet has a `sample_size`.
+        number: Only the first ones, in the order of their paths.
+
+    Returns:
+        uint8, or float32 in [0, 1], (C', H, W) each; None for a model without a condition.
+
+    Raises:
+        ValueError: If the model has a condition and no folder is given, or the other way round, or if there are no
+            pictures, some cannot be read, or have other channels.
+    """
+    channels, name = pipeline.condition_channels, pipeline.name_or_path
+    if condition_dir is None and channels:
+        raise ValueError(
+            f"`condition_dir` is needed: the model of {name} makes images from pictures of {channels} channels."
+        )
+    if condition_dir is None:
+        return None
+    if not channels:
+        raise ValueError(f"`condition_dir` is {condition_dir}, but the model of {name} has no condition.")
+    items = find_images(condition_dir).items[:number]
+    if not items:
+        raise ValueError(f"`condition_dir` holds no pictures: {condition_dir}")
+    _, *size = image_shape(pipeline.unet)
+    reader = ImageReader(items, "condition", channels=channels, size=(size[0], size[1]))
+    conditions = []
+    for index, pixels in reader.read_all():
+        if len(pixels) != channels and (len(pixels), channels) != (1, 3):
+            raise ValueError(f"The condition {reader.name(index)} has {len(pixels)} channels, not {channels}.")
+        conditions.append(center_crop(pixels, *size).expand(channels, -1, -1))
+    return conditions
+
+
+def in_turn(conditions: Sequence[torch.Tensor] | torch.Tensor | None, indices: Iterable[int]) -> torch.Tensor | None:
+    """
+    The `condition` of a call of the pipeline for the images of some numbers, (B, C', H, W) in [0, 1].
+
+    Args:
+        conditions: As `read_conditions` gives it; image k is made from number k, and begins again after the last.
+        indices: The numbers of B images.
+    """
+    if conditions is None:
+        return None
+    chosen = [conditions[k % len(conditions)] for k in indices]
+    return torch.stack([picture / 255 if picture.dtype == torch.uint8 else picture for picture in chosen])
 
 
 def write_npz(output_dir: Path, num_images: int, path: Path):
@@ -235,12 +296,13 @@ def classes_in_turn(
         guidance_scale: As of the call of the pipeline.
 
     Raises:
-        ValueError: If the model has no such class, or no classes to guide to.
+        ValueError: If the model has no such class, or neither classes nor a condition to guide to.
     """
     number = unet.config.num_class_embeds
-    if number is None and (class_labels is not None or guidance_scale != 1):
-        name, value = ("guidance_scale", guidance_scale) if class_labels is None else ("class_labels", [*class_labels])
-        raise ValueError(f"`{name}` is {value}, but the UNet has no classes.")
+    if number is None and class_labels is not None:
+        raise ValueError(f"`class_labels` is {[*class_labels]}, but the UNet has no classes.")
+    if number is None and guidance_scale != 1 and unet.config.in_channels <= unet.config.out_channels:
+        raise ValueError(f"`guidance_scale` is {guidance_scale}, but the UNet has no classes and no condition.")
     if number is None:
         return None
     turns = list(range(max(1, number - 1)) if class_labels is None else class_labels)
@@ -251,10 +313,15 @@ def classes_in_turn(
 
 def weights_digest(unet: UNet2DModel) -> str:
     """SHA-256 of the weights: a model that was trained further has another one."""
+    return _digest(sorted(unet.state_dict().items()))
+
+
+def _digest(tensors: Iterable[tuple[Any, torch.Tensor]]) -> str:
+    """SHA-256 of tensors and their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for name, tensor in tensors:
+        digest.update(str(name).encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -6,10 +6,13 @@ This file travels with a model: it needs numpy, Pillow and torch alone.
 """
 
 import contextlib
+import functools
 import importlib
 import io
 import math
+import os
 import threading
+import zipfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -62,8 +65,10 @@ def read_image(
     Raises:
         OSError, ValueError and others of Pillow: If it cannot be read.
     """
-    if isinstance(item, Path) and item.suffix.lower() == ".npy":
-        image = _read_array(item, white_level)
+    path = item["path"] if isinstance(item, dict) else item
+    if str(path).rsplit("::", 1)[0].lower().endswith(".npy"):
+        with _open(item) as file:
+            image = _read_array(file, white_level)
         return image if size is None else _scaled(image, size)
     with _open(item) as file, PIL.Image.open(file) as picture:
         if size is not None:
@@ -201,10 +206,19 @@ def _open(item: Path | dict) -> IO[bytes]:
     path = item["path"] if isinstance(item, dict) else item
     if path is None:
         raise ValueError("it is empty")
+    name, _, archive = str(path).removeprefix("zip://").rpartition("::")
+    if str(path).startswith("zip://") and os.path.isfile(archive):
+        return io.BytesIO(_opened(archive, os.stat(archive).st_mtime_ns, os.getpid()).read(name))
     if "://" in str(path):
         with importlib.import_module("fsspec").open(path, "rb") as file:  # which huggingface_hub has
             return io.BytesIO(file.read())
     return open(path, "rb")
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(archive: str, modified: int, process: int) -> zipfile.ZipFile:
+    """A zip archive whose list of files is read once, by each process for itself: they would share the place in it."""
+    return zipfile.ZipFile(archive)
 
 
 def _notes_of_file(picture: PIL.ImageFile.ImageFile) -> tuple[str, ...]:
@@ -221,8 +235,8 @@ def _notes_of_file(picture: PIL.ImageFile.ImageFile) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _read_array(path: Path, white_level: int) -> ReadImage:
-    pixels = np.load(path)
+def _read_array(file: IO[bytes], white_level: int) -> ReadImage:
+    pixels = np.load(file)
     if pixels.ndim not in (2, 3):
         raise ValueError(f"an array must have the shape (H, W), (H, W, C) or (C, H, W), but has {pixels.shape}")
     if pixels.dtype not in (np.uint8, np.uint16, np.bool_) and pixels.dtype.kind != "f":

@@ -40,6 +40,9 @@ def find_images(source: str | Path) -> FoundFiles:
 
     Args:
         source: The folder, or the archive.
+
+    Raises:
+        ValueError: If it is neither.
     """
     suffixes = (*IMAGE_SUFFIXES, *HEIF_SUFFIXES) if _can_read_heif() else IMAGE_SUFFIXES
     names, left_out, items = [], Counter[str](), list[Path | dict]()
@@ -59,6 +62,8 @@ def find_images(source: str | Path) -> FoundFiles:
 
 def _files(source: Path, left_out: Counter[str]) -> Iterator[PurePath]:
     """The files of a folder or archive, each once, by their path in it."""
+    if not (source.is_dir() or zipfile.is_zipfile(source)):
+        raise ValueError(f"{source} is no folder and no zip archive.")
     if not source.is_dir():
         with zipfile.ZipFile(source) as archive:
             yield from (PurePath(info.filename) for info in archive.infolist() if not info.is_dir())
@@ -150,7 +155,8 @@ class ImageReader:
         highest, number_of_deep = 0.0, 0
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
             images = pool.map(self._try, range(len(self.items)))
-            bar = tqdm(images, "Decoding", total=len(self.items), leave=False, disable=not show_progress)
+            is_off = None if show_progress else True  # None: where the output is no terminal
+            bar = tqdm(images, "Decoding", total=len(self.items), leave=False, disable=is_off)
             for index, image in enumerate(bar):
                 if isinstance(image, ValueError):
                     self.broken[index] = str(image)

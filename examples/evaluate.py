@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ddim_scheduler.command_line import import_extra, run
+from ddim_scheduler.command_line import Parser, import_extra, run
 from ddim_scheduler.evaluation import (
     FEATURES,
     Scores,
@@ -32,7 +32,7 @@ from ddim_scheduler.evaluation import (
 
 def main(argv: list[str] | None = None) -> list[Scores]:
     """Prints a table and returns its rows: the images', then the floor."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Compare generated images with real ones.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("images", type=Path, help="folder or .npz file of generated images, all of one size")

@@ -21,19 +21,19 @@ from accelerate.utils import parse_flag_from_env
 from diffusers import DDIMScheduler
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
-from ddim_scheduler.command_line import run
-from ddim_scheduler.generation import generate_images, use_scheduler, write_npz
+from ddim_scheduler.command_line import Parser, run
+from ddim_scheduler.generation import generate_images, read_conditions, use_scheduler, write_npz
 from ddim_scheduler.scheduling_ddim import TIMESTEP_SPACINGS
 
 SCHEDULERS = {"EtaDDIMScheduler": EtaDDIMScheduler, "DDIMScheduler": DDIMScheduler}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Write N images of a saved pipeline, shared over all processes. Start with `accelerate launch`.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("pipeline", help="folder or Hub id of an unconditional or class-conditional pipeline")
+    parser.add_argument("pipeline", help="folder or Hub id of an EtaDDIMPipeline")
     parser.add_argument(
         "--output_dir", type=Path, required=True, default=argparse.SUPPRESS, help="folder of the images"
     )
@@ -54,6 +54,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--class_labels", type=int, nargs="+", help="classes, by number, that the images take in turn, instead"
     )
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1: none")
+    parser.add_argument(
+        "--condition_dir",
+        type=Path,
+        help="folder or zip archive of the pictures that the images are made from, in turn",
+    )
     parser.add_argument("--eta", type=float, default=0.0, help="0: deterministic, 1: as random as DDPM")
     parser.add_argument("--sigma_hat", action="store_true", help="noise of std sigma-hat instead, with --eta 1")
     parser.add_argument(
@@ -108,8 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     # several CPU processes form a group only if they are told that they are on the CPU
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    pipeline = load_pipeline(args)
     made = generate_images(
-        load_pipeline(args),
+        pipeline,
         args.output_dir,
         args.num_images,
         name=args.pipeline,
@@ -120,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         num_classes=args.num_classes,
         class_labels=args.class_labels,
         guidance_scale=args.guidance_scale,
+        conditions=read_conditions(args.condition_dir, pipeline),
         state=state,
     )
     if args.npz is not None and state.is_main_process:

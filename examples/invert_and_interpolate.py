@@ -19,7 +19,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
-from ddim_scheduler.command_line import run
+from ddim_scheduler.command_line import Parser, run
 from ddim_scheduler.generation import PICTURE_CHANNELS, image_shape, picture_grid
 from ddim_scheduler.image_files import center_crop
 from ddim_scheduler.image_folders import ImageReader, find_images
@@ -156,7 +156,7 @@ def editing(pipeline: EtaDDIMPipeline, images: torch.Tensor, args: argparse.Name
 
 def main(argv: list[str] | None = None) -> Path:
     """Writes the pictures, prints the figures, and returns the folder."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Consistency, interpolation, reconstruction and editing with a saved pipeline.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

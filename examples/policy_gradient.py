@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ddim_scheduler import EtaDDIMPipeline
-from ddim_scheduler.command_line import run
+from ddim_scheduler.command_line import Parser, run
 from ddim_scheduler.generation import check_makes_pictures, image_shape, picture_grid
 
 
@@ -44,7 +44,7 @@ def rollout(pipeline: EtaDDIMPipeline, args: argparse.Namespace, generator: torc
 
 def main(argv: list[str] | None = None) -> list[float]:
     """Fine-tunes, and returns the mean reward of each round."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Fine-tune a pipeline towards bright images by policy gradient.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -69,8 +69,9 @@ def main(argv: list[str] | None = None) -> list[float]:
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
 
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline)
-    if pipeline.unet.config.num_class_embeds is not None or pipeline.unet.config.sample_size is None:
-        parser.error(f"pipeline must have no classes and a `sample_size`: {args.pipeline}")
+    config = pipeline.unet.config
+    if config.num_class_embeds is not None or pipeline.condition_channels or config.sample_size is None:
+        parser.error(f"pipeline must have no classes or condition, and a `sample_size`: {args.pipeline}")
     check_makes_pictures(pipeline.unet, args.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     unet, scheduler = pipeline.unet, pipeline.scheduler

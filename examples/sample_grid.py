@@ -18,14 +18,21 @@ import torch
 from diffusers import DDIMScheduler
 
 from ddim_scheduler import EtaDDIMPipeline
-from ddim_scheduler.command_line import run
-from ddim_scheduler.generation import PICTURE_CHANNELS, classes_in_turn, picture_grid, use_scheduler
+from ddim_scheduler.command_line import Parser, run
+from ddim_scheduler.generation import (
+    PICTURE_CHANNELS,
+    classes_in_turn,
+    in_turn,
+    picture_grid,
+    read_conditions,
+    use_scheduler,
+)
 
 GAP = 8  # pixels between two grids
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Sample images from a saved pipeline and write them as one picture.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -35,6 +42,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eta", type=float, default=0.0, help="0: deterministic, 1: as random as DDPM")
     parser.add_argument("--class_labels", type=int, nargs="+", help="classes, by number, instead of all of the UNet")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1: none")
+    parser.add_argument(
+        "--condition_dir",
+        type=Path,
+        help="folder or zip archive of the pictures that the images are made from, in turn",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the images")
     parser.add_argument("--scale", type=int, default=2, help="each pixel becomes that many pixels wide and high")
     parser.add_argument("--output", type=Path, default=Path("outputs/grid.png"), help="file to write")
@@ -59,13 +71,14 @@ def main(argv: list[str] | None = None) -> Path:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
     labels = classes_in_turn(pipeline.unet, args.class_labels, args.guidance_scale)
+    conditions = in_turn(read_conditions(args.condition_dir, pipeline, args.num_images), range(args.num_images))
 
-    arrays = [sample(pipeline, args, labels)]
+    arrays = [sample(pipeline, args, labels, conditions)]
     if args.compare_builtin:
         spacing = pipeline.scheduler.config.timestep_spacing
         known = spacing in ("leading", "linspace", "trailing")
         use_scheduler(pipeline, DDIMScheduler, timestep_spacing=spacing if known else "trailing")
-        arrays.append(sample(pipeline, args, labels))
+        arrays.append(sample(pipeline, args, labels, conditions))
 
     if pipeline.image_channels not in PICTURE_CHANNELS:
         args.output = args.output.with_suffix(".npy")
@@ -84,7 +97,9 @@ def main(argv: list[str] | None = None) -> Path:
     return args.output
 
 
-def sample(pipeline: EtaDDIMPipeline, args: argparse.Namespace, labels: list[int] | None) -> np.ndarray:
+def sample(
+    pipeline: EtaDDIMPipeline, args: argparse.Namespace, labels: list[int] | None, conditions: torch.Tensor | None
+) -> np.ndarray:
     """The images, (N, H, W, C) in [0, 1]; prints by what and how fast they were made."""
     start = time.perf_counter()
     images = pipeline(
@@ -94,6 +109,7 @@ def sample(pipeline: EtaDDIMPipeline, args: argparse.Namespace, labels: list[int
         seed=args.seed,
         class_labels=None if labels is None else [labels[k % len(labels)] for k in range(args.num_images)],
         guidance_scale=args.guidance_scale,
+        condition=conditions,
         output_type="np",
     ).images
     name = f"{type(pipeline.scheduler).__name__}, {pipeline.scheduler.config.timestep_spacing}"

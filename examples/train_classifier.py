@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from ddim_scheduler.command_line import run
+from ddim_scheduler.command_line import Parser, run
 from ddim_scheduler.evaluation import DigitClassifier
 
 NUM_CLASSES = 10
@@ -38,7 +38,7 @@ def load_digits(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main(argv: list[str] | None = None) -> float:
     """Trains, saves, and returns the accuracy on the test images."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train a small classifier of digits, for the features of evaluate.py.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

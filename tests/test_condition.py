@@ -9,15 +9,20 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate.state import PartialState
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, fitting, generation
 from ddim_scheduler.image_files import scale_to
 from ddim_scheduler.training import ImageDataset, find_folder_images, parse_args, with_condition
 
-from training import train
+from training import train, write_classifier
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import policy_gradient
+import sample_grid
+
+import generate
 import super_resolution
 
 SETTINGS = {"prediction_type": "v_prediction", "clip_sample": False, "timestep_spacing": "trailing"}
@@ -145,6 +150,71 @@ def test_condition_of_a_model_without_is_refused(pipeline):
         pipeline(guidance_scale=2)
 
 
+@pytest.fixture
+def saved(conditioned, tmp_path):
+    """The folder of such a pipeline, one of colour pictures of other sizes, and these as the pipeline takes them."""
+    pipe, _ = conditioned()
+    pipe.save_pretrained(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(256, size=(3, 4, 4, 3), dtype=np.uint8)
+    (tmp_path / "pictures").mkdir()
+    for k, array in enumerate(pixels):
+        wide = np.pad(array.repeat(2 + k, 0).repeat(2 + k, 1), ((0, 0), (2 + k,) * 2, (0, 0)), "edge")  # is cut
+        PIL.Image.fromarray(wide).save(tmp_path / "pictures" / f"{k}.png")
+    return tmp_path / "model", tmp_path / "pictures", pixels
+
+
+def test_scripts_sample_from_a_folder_of_conditions(saved, tmp_path, monkeypatch):
+    """Which take turns: the pictures are the pipeline's, without guidance and with it."""
+    PartialState._shared_state.clear()
+    model, pictures, pixels = saved
+    settings = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
+    options = [str(model), "--num_images", "4", "--num_inference_steps", "2", "--condition_dir", str(pictures)]
+    reader = generation.read_conditions(pictures, EtaDDIMPipeline.from_pretrained(model))
+    for read, array in zip(reader, pixels, strict=True):  # without their sides
+        expected = torch.from_numpy(array.repeat(2, 0).repeat(2, 1)).permute(2, 0, 1)
+        assert (read.float() - expected).abs().mean() < 25
+    condition = generation.in_turn(reader, range(4))
+    assert torch.equal(condition[3], condition[0])
+    for scale in (1.0, 3.0):
+        expected = EtaDDIMPipeline.from_pretrained(model)(condition=condition, guidance_scale=scale, **settings).images
+        guidance = ["--guidance_scale", str(scale)]
+        generate.main([*options, *guidance, "--output_dir", str(tmp_path / f"images {scale}")])
+        files = sorted((tmp_path / f"images {scale}").glob("*.png"))
+        made = np.stack([np.asarray(PIL.Image.open(file)) for file in files])
+        assert np.abs(made / 255 - expected[..., 0]).max() <= 0.51 / 255
+        grid = sample_grid.main(
+            [*options, *guidance, "--scale", "1", "--device", "cpu", "--output", str(tmp_path / "g.png")]
+        )
+        rows = [np.concatenate(list(row), axis=1) for row in (expected[:2], expected[2:])]
+        assert np.abs(np.asarray(PIL.Image.open(grid)) / 255 - np.concatenate(rows)[..., 0]).max() <= 0.51 / 255
+    PIL.Image.new("RGB", (8, 8)).save(pictures / "0.png")
+    with pytest.raises(ValueError, match=r"^`conditions` is "):
+        generate.main([*options, "--output_dir", str(tmp_path / "images 1.0")])
+
+
+def test_scripts_refuse_wrong_conditions(saved, pipeline, tmp_path, capsys):
+    model, pictures, _ = saved
+    pipeline.save_pretrained(tmp_path / "other")
+    np.save(pictures / "a.npy", np.zeros((8, 8, 2), dtype=np.uint8))
+    (tmp_path / "empty").mkdir()
+    for script in (generate, sample_grid):
+        PartialState._shared_state.clear()
+        common = ["--num_images", "4", "--output" + "_dir" * (script is generate), str(tmp_path / "new" / "a.png")]
+        for arguments, message in (
+            ([str(model)], "`condition_dir` is needed: the model of .* from pictures of 3 channels"),
+            ([str(tmp_path / "other"), "--condition_dir", str(pictures)], "the model of .*other has no condition"),
+            ([str(model), "--condition_dir", str(pictures)], "The condition .*a.npy has 2 channels, not 3"),
+            ([str(model), "--condition_dir", str(tmp_path / "empty")], "`condition_dir` holds no pictures: .*empty"),
+            ([str(model), "--condition_dir", str(tmp_path / "x")], "x is no folder and no zip archive"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                script.main([*arguments, *common])
+    with pytest.raises(SystemExit):
+        policy_gradient.main([str(model), "--output_dir", str(tmp_path / "new")])
+    assert "pipeline must have no classes or condition" in capsys.readouterr().err
+    assert not list((tmp_path / "new").glob("*"))
+
+
 # ------------------------------------------------------------------------------------------------------------ training
 
 
@@ -164,11 +234,11 @@ def test_training_of_pairs(pairs, tmp_path):
     """Saved, loaded and resumed, the model makes what the condition says."""
     images, conditions = pairs
     common = ("--train_data_dir", images, "--condition_dir", conditions, "--logger", "none", "--validation_share", 0.1)
-    common += ("--prediction_type", "sample", "--train_batch_size", 16, "--learning_rate", 3e-3, "--label_dropout", 0)
-    common += ("--checkpointing_steps", 40, "--max_train_steps", 80, "--output_dir", tmp_path / "model")
-    common += ("--lr_scheduler", "constant")
+    common += ("--prediction_type", "sample", "--train_batch_size", 16, "--learning_rate", 5e-3, "--label_dropout", 0)
+    common += ("--checkpointing_steps", 40, "--max_train_steps", 60, "--output_dir", tmp_path / "model")
+    common += ("--lr_scheduler", "constant", "--resolution", 8)
     train(*common)
-    shutil.rmtree(tmp_path / "model" / "checkpoint-80")
+    shutil.rmtree(tmp_path / "model" / "checkpoint-60")
     expected = (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     train(*common, "--resume_from_checkpoint", "latest")
     assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == expected
@@ -178,13 +248,36 @@ def test_training_of_pairs(pairs, tmp_path):
     assert (pipe.image_channels, pipe.condition_channels) == (1, 1)
     wanted = torch.tensor([0.2, 0.5, 0.8])
     condition = (1 - wanted).view(3, 1, 1, 1).expand(-1, 1, 4, 4)
-    latents = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
+    latents = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
     made = pipe(condition=condition, latents=latents, num_inference_steps=5, output_type="pt").images.mean((1, 2, 3))
     slopes = made.diff() / wanted.diff()  # 0 if the same noise makes the same image of any condition
     assert slopes.min() > 0.2
     assert slopes.mean() > 0.5
     lines = [json.loads(line) for line in (tmp_path / "model" / "logs" / "losses.jsonl").read_text().splitlines()]
     assert any("validation_loss" in line for line in lines)
+
+
+def test_pairs_are_evaluated_and_fitted(pairs, tmp_path):
+    """With conditions in turn, so many of which were not seen before."""
+    common = ("--train_data_dir", pairs[0], "--condition_dir", pairs[1], "--output_dir", tmp_path / "model")
+    common += ("--ddpm_num_steps", 8, "--max_train_steps", 1, "--validation_share", 0.1, "--logger", "none")
+    common += ("--eval_every", 1, "--eval_num_images", 6, "--eval_features", "digits", "--fit_steps", 2)
+    train(*common, "--eval_weights", write_classifier(tmp_path / "classifier.safetensors"))
+    lines = (tmp_path / "model" / "logs" / "losses.jsonl").read_text()
+    assert "eval/kernel" in lines
+    assert "validation_loss" in lines
+    scheduler = EtaDDIMPipeline.from_pretrained(tmp_path / "model").scheduler
+    assert scheduler.config.timestep_spacing == "fitted"
+    assert [*scheduler.config.fitted_tables] == ["2"]
+
+
+def test_fit_sees_the_conditions(saved, tmp_path):
+    model, pictures, _ = saved
+    options = ["--steps", "2", "--teacher_steps", "4", "--seeds", "4"]
+    with pytest.raises(ValueError, match="`condition_dir` is needed"):
+        fitting.main([str(model), *options])
+    fitting.main([str(model), *options, "--condition_dir", str(pictures), "--output", str(tmp_path / "fitted")])
+    assert EtaDDIMPipeline.from_pretrained(tmp_path / "fitted").scheduler.config.timestep_spacing == "fitted"
 
 
 def test_pairs_are_cropped_and_mirrored_together(tmp_path):

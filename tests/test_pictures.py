@@ -334,6 +334,22 @@ def test_archive_is_the_folder(mixed_folder, tmp_path):
     assert np.array_equal(evaluation.load_images(tmp_path / "images.zip")[0].permute(1, 2, 0), NOISE)
 
 
+def test_archive_is_opened_once_by_each_process(tmp_path, monkeypatch):
+    """Its list of files is long where there are many; and processes that load images do not share the place in it."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for k in range(40):
+            np.save(tmp_path / "array.npy", np.full((8, 8, 2), 6 * k, dtype=np.uint8))
+            archive.write(tmp_path / "array.npy", f"{k:02}.npy")
+    opened, init = [], zipfile.ZipFile.__init__
+    monkeypatch.setattr(zipfile.ZipFile, "__init__", lambda self, *a, **k: (opened.append(a), init(self, *a, **k))[1])
+    dataset = ImageDataset(*find_folder_images(tmp_path / "images.zip"), resolution=[8, 8], image_cache_gb=0)
+    assert len(opened) < 20  # one for the names, and those of threads that begin at the same time
+    loader = torch.utils.data.DataLoader(dataset, 4, num_workers=2)
+    seen = torch.cat([images for images, _ in loader])
+    assert seen.shape == (40, 2, 8, 8)
+    assert sorted(((seen[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()) == [6 * k for k in range(40)]
+
+
 def test_archive_of_datasets(tmp_path):
     """`datasets` gives the address of an image in the archive, without its bytes."""
     pytest.importorskip("datasets")

@@ -668,7 +668,7 @@ def test_output_among_the_images_is_refused(image_folder):
     ("arguments", "message"),
     [
         (("--train_batch_size", 17), "`train_batch_size`"),
-        (("--resolution", 15), "`resolution`"),
+        (("--resolution", 15), r"`resolution` must be a multiple of 2 .* \[15, 15\]; the first 1 would do, .* 8\.$"),
         (("--resume_from_checkpoint", "nowhere"), "`resume_from_checkpoint`"),
         (("--logger", "aim"), "`logger` is 'aim'"),
         (("--mixed_precision", "fp16"), "`mixed_precision` 'fp16'"),
@@ -845,10 +845,11 @@ def test_resuming_with_other_classes_or_another_optimizer_is_refused(image_folde
         train(*common, *resumed)
 
 
-def test_output_path_that_is_a_file(image_folder, tmp_path):
+@pytest.mark.parametrize("name", ["model", "model/of/today"])
+def test_output_path_through_a_file(image_folder, tmp_path, name):
     (tmp_path / "model").write_text("a file")
-    with pytest.raises(ValueError, match="`output_dir` is no folder"):
-        train("--train_data_dir", image_folder, "--output_dir", tmp_path / "model")
+    with pytest.raises(ValueError, match=r"`output_dir` .* cannot be a folder: .*model is a file"):
+        train("--train_data_dir", image_folder, "--output_dir", tmp_path / name)
 
 
 def test_arguments_are_recorded(image_folder, tmp_path):

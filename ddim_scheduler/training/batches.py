@@ -46,7 +46,8 @@ def count_batches(num_images: int, global_batch_size: int, gradient_accumulation
     """
     if num_images < global_batch_size:
         raise ValueError(
-            f"`train_batch_size` over all processes is {global_batch_size}, but there are {num_images} images."
+            f"`train_batch_size` over all processes is {global_batch_size}, but there are {num_images} images: a batch "
+            "has no image twice."
         )
     batches_per_epoch = num_images // global_batch_size
     accumulation = min(gradient_accumulation_steps, batches_per_epoch)

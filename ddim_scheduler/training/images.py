@@ -6,6 +6,7 @@ Training images: where they are, what their classes are, and a data set of them 
 Names of arguments are those of the options of the training command, which the messages of errors use as well.
 """
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ import torch
 from ..command_line import import_extra
 from ..image_files import scale_to
 from ..image_folders import ImageReader, find_images
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("train", "training", "test", "testing", "val", "valid", "validation", "dev")  # of data; no classes
 
@@ -240,6 +243,7 @@ class ImageDataset(torch.utils.data.Dataset):
             self.readers.append(ImageReader(conditions, "condition", channels=condition_channels, **settings))
 
         # 1. all are decoded, which fills `images` as long as they fit
+        logger.info(f"Decoding {len(items)} images ...")
         show_progress = int(os.environ.get("LOCAL_RANK", 0)) == 0
         decoded: list[dict[int, torch.Tensor]] | None = []
         shapes: list[dict[int, torch.Size]] = []

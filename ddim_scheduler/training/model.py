@@ -36,26 +36,11 @@ def build_unet(
     Raises:
         ValueError: If `resolution` or `block_out_channels` are no such multiples, or no level has such a height.
     """
-    num_levels = len(block_out_channels)
-    if not _divides(2 ** (num_levels - 1), resolution):
-        raise ValueError(
-            f"`resolution` must be a multiple of {2 ** (num_levels - 1)} for {num_levels} levels in "
-            f"`block_out_channels`, but is {[*resolution]}."
-        )
-    heights = level_heights(resolution, num_levels)
+    heights = level_heights(resolution, len(block_out_channels))
     if attention_resolutions is None:
-        attention_resolutions = attention_heights(resolution, num_levels)
-    if not set(attention_resolutions) <= set(heights):
-        raise ValueError(
-            f"`attention_resolutions` must be of {heights}, the heights of the levels, but is "
-            f"{[*attention_resolutions]}."
-        )
+        attention_resolutions = attention_heights(resolution, len(block_out_channels))
+    check_levels(resolution, block_out_channels, attention_resolutions)
     attention = [height in attention_resolutions for height in heights]
-    if any(a and width % 8 for a, width in zip(attention, block_out_channels, strict=True)):
-        raise ValueError(
-            f"`block_out_channels` {[*block_out_channels]} must be multiples of 8 where there is attention: "
-            f"{[*attention_resolutions]}."
-        )
     return UNet2DModel(
         sample_size=sample_size(resolution),
         in_channels=channels + condition_channels,
@@ -67,6 +52,38 @@ def build_unet(
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
         num_class_embeds=num_class_embeds(num_classes),
     )
+
+
+def check_levels(resolution: Sequence[int], block_out_channels: Sequence[int], attention_resolutions: Sequence[int]):
+    """
+    Refuses what `build_unet` cannot build.
+
+    Args:
+        resolution, block_out_channels, attention_resolutions: As of `build_unet`.
+
+    Raises:
+        ValueError: As `build_unet` does.
+    """
+    num_levels = len(block_out_channels)
+    if not _divides(2 ** (num_levels - 1), resolution):
+        most = max(n for n in range(1, num_levels) if _divides(2 ** (n - 1), resolution))
+        raise ValueError(
+            f"`resolution` must be a multiple of {2 ** (num_levels - 1)} for {num_levels} levels in "
+            f"`block_out_channels`, but is {[*resolution]}; the first {most} would do, --block_out_channels "
+            f"{' '.join(map(str, block_out_channels[:most]))}."
+        )
+    heights = level_heights(resolution, num_levels)
+    if not set(attention_resolutions) <= set(heights):
+        raise ValueError(
+            f"`attention_resolutions` must be of {heights}, the heights of the levels, but is "
+            f"{[*attention_resolutions]}."
+        )
+    with_attention = [w for h, w in zip(heights, block_out_channels, strict=True) if h in attention_resolutions]
+    if any(width % 8 for width in with_attention):
+        raise ValueError(
+            f"`block_out_channels` {[*block_out_channels]} must be multiples of 8 where there is attention: "
+            f"{[*attention_resolutions]}."
+        )
 
 
 def level_heights(resolution: Sequence[int], num_levels: int) -> list[int]:

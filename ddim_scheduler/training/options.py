@@ -8,13 +8,12 @@ import os
 import shlex
 import sys
 import zipfile
-from typing import NoReturn
 
 import PIL.ImageColor
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from diffusers.optimization import SchedulerType
 
-from ..command_line import launched_as, started_by
+from ..command_line import Parser, launched_as, started_by
 from ..evaluation import FEATURES
 from ..fitting import TEACHER_STEPS
 from ..scheduling_ddim import BETA_SCHEDULES, PREDICTION_TYPES, TIMESTEP_SPACINGS
@@ -47,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     launched = launched_as()
     prog = shlex.join(["python", *launched])
-    parser = _Parser(
+    parser = Parser(
         usage=f"{prog} --train_data_dir FOLDER --output_dir FOLDER [options]",
         description="Train a UNet2DModel on images.",
         formatter_class=_HelpFormatter,
@@ -76,15 +75,14 @@ def resume_command() -> str:
     return shlex.join([*started_by(), *others, "--resume_from_checkpoint", "latest"])
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in a line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists all options)\n")
-
-
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default value where there is one."""
+    """Adds the default value where there is one, and calls values by short names."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X", _steps_or_share: "X"}.get(action.type, "NAME")
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)

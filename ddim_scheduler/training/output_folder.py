@@ -39,9 +39,9 @@ def check_output_dir(
         ValueError: If so; nothing was changed.
     """
     output_dir = Path(output_dir).absolute()
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"`output_dir` is no folder: {output_dir}")
     existing = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"`output_dir` {output_dir} cannot be a folder: {existing} is a file.")
     if not os.access(existing, os.W_OK | os.X_OK, effective_ids=True):
         raise ValueError(f"`output_dir` {output_dir} cannot be written: no permission in {existing}.")
     train_data_dir = inputs.get("train_data_dir")

@@ -175,7 +175,7 @@ def distances_to(
             f"{counts}."
         )
     images = torch.stack(
-        [((image + 1) * 127.5).round().byte() for image, _ in map(dataset.__getitem__, range(len(dataset)))]
+        [((image + 1) * 127.5).round().byte() for image, *_ in map(dataset.__getitem__, range(len(dataset)))]
     )
     reference = extract_features(images, network)
 

@@ -140,6 +140,8 @@ def main(argv: list[str] | None = None) -> float:
     set_seed(args.seed)
 
     # 1. everything that can be refused is looked at before anything is written
+    if args.pretrained_model_name_or_path is None and args.model_config_name_or_path is None:
+        training.check_levels(args.resolution, args.block_out_channels, args.attention_resolutions)
     checkpoint = training.find_checkpoint(output_dir, args.resume_from_checkpoint)
     models = ("pretrained_model_name_or_path", "model_config_name_or_path")
     inputs = {name: getattr(args, name) for name in ("train_data_dir", "condition_dir", *models, "eval_weights")}
@@ -338,7 +340,7 @@ def main(argv: list[str] | None = None) -> float:
             training.write_pipeline(pipeline, output_dir)  # whatever becomes of the upload
             logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
             if args.fit_steps is not None:
-                pipeline.scheduler = fit_saved(pipeline, args.fit_steps)
+                pipeline.scheduler = fit_saved(pipeline, args.fit_steps, conditions=conditions)
                 training.write_pipeline(pipeline, output_dir)
             if repo_id is not None:
                 private = True if args.hub_private_repo else None
