@@ -10,7 +10,6 @@ pesser/pytorch_diffusion), and of openai/guided-diffusion.
 It is not imported with the package: `from ddim_scheduler.checkpoints import load_official_checkpoint`.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch
 from diffusers import UNet2DModel
 
 from . import EtaDDIMPipeline, EtaDDIMScheduler, guided_diffusion
+from .command_line import Parser
 from .validation import check_bool, check_integer, check_number
 
 REQUIRED = ("ch", "out_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "in_channels", "resolution")
@@ -309,7 +309,7 @@ def _convert(
 
 def main(argv: list[str] | None = None) -> Path:
     """Converts a checkpoint and returns the folder of the pipeline."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ddim_scheduler.checkpoints",
         description="Convert a checkpoint of the official DDIM or DDPM PyTorch code, or of guided-diffusion, to a "
         "folder with a pipeline.",
