@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import importlib
 import re
 import runpy
 import sys
@@ -126,6 +127,14 @@ def test_classes_that_a_model_has_not_are_refused(classes, options, message, sma
     with pytest.raises(ValueError, match=message):
         generate.main([str(tmp_path / "model"), "--output_dir", str(tmp_path / "images"), *options])
     assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("script", ["evaluate", "generate", "invert_and_interpolate", "policy_gradient", "sample_grid"])
+def test_wrong_option_of_a_script_is_one_line(script, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(script).main(["a", "b", "--resolutoin", "3"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
 
 
 @pytest.mark.parametrize("arguments", ["--num_images 0", "--scale 0", "--output grid.txt", "--output grid"])
