@@ -15,6 +15,7 @@ import torch
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.app import editing, pictures, snippets, space
 from ddim_scheduler.app.__main__ import main
+from ddim_scheduler.app.runs import Runs
 from ddim_scheduler.app.samplers import SAMPLERS, WITH_ETA, Model, Settings, distance, reference, sample
 from ddim_scheduler.fitting import fit_sampler
 
@@ -32,20 +33,19 @@ def model(unet, tmp_path_factory):
 
 @pytest.fixture
 def picture(model, tmp_path, monkeypatch):
-    """A picture of the model's size, as the page saves it, in the folder that is current."""
+    """What the page makes of photo.png, in the folder that is current, which is of another size and in colour."""
     monkeypatch.chdir(tmp_path)
-    pixels = np.random.default_rng(0).integers(256, size=model.shape[1:], dtype=np.uint8)
-    pixels = torch.from_numpy(pixels)[None, None].float() / 255
-    for name in ("picture", "a", "b"):
-        pictures.grid(pixels).save(f"{name}.png")
-    return pixels
+    pixels = np.random.default_rng(0).integers(256, size=(50, 40, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save("photo.png")
+    return pictures.read_picture("photo.png", model.shape)
 
 
 def made_by(code: str) -> torch.Tensor:
-    """The images that a snippet makes, (B, 1, H, W) in [0, 1]."""
+    """The images that a snippet makes, (B, C, H, W) in [0, 1]."""
     namespace: dict = {}
     exec(code, namespace)
-    return torch.stack([torch.from_numpy(np.asarray(image) / 255.0) for image in namespace["images"]])[:, None]
+    images = torch.stack([torch.from_numpy(np.asarray(image) / 255.0) for image in namespace["images"]])
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
 SETTINGS = [
@@ -161,7 +161,9 @@ def test_round_trip(model, picture, method, tolerance):
     assert found.largest <= tolerance
     assert found.distance == pytest.approx(distance(found.image, picture))
     assert found.model_calls >= 8
-    assert (made_by(snippets.of_round_trip(model, settings, method)) - found.image).abs().max() <= HALF_A_LEVEL
+    assert (
+        made_by(snippets.of_round_trip(model, settings, method, "photo.png")) - found.image
+    ).abs().max() <= HALF_A_LEVEL
 
 
 def test_plain_inversion_is_worse(model, picture):
@@ -180,7 +182,7 @@ def test_edit(model, picture, has_mask):
     made = editing.edit(model, picture, mask, settings, 0.8, 2)
     kept = (made - picture)[..., :8, :].abs().max()
     assert (kept <= 1e-6) == has_mask
-    code = snippets.of_edit(model, settings, 0.8, 2, has_mask)
+    code = snippets.of_edit(model, settings, "photo.png", 0.8, 2, has_mask)
     assert (made_by(code) - made).abs().max() <= HALF_A_LEVEL
 
 
@@ -197,7 +199,7 @@ def test_interpolation_between_a_picture_and_a_seed(model, picture):
     settings = Settings(num_inference_steps=5)
     row = editing.interpolate(model, picture, 8, 4, settings)
     assert (row[:1] - picture).abs().max() <= 1e-4
-    assert (made_by(snippets.of_interpolation(model, None, 8, 4, settings)) - row).abs().max() <= HALF_A_LEVEL
+    assert (made_by(snippets.of_interpolation(model, "photo.png", 8, 4, settings)) - row).abs().max() <= HALF_A_LEVEL
 
 
 @pytest.mark.parametrize(
@@ -251,13 +253,33 @@ def test_pictures_of_all_kinds_are_read(mode, channels, tmp_path):
     assert picture.min() >= 0.99
 
 
-def test_picture_of_the_models_size_is_kept_and_the_middle_of_a_long_one_taken(picture, tmp_path):
-    PIL.Image.fromarray((picture[0, 0] * 255).byte().numpy()).save("own.png")
-    assert (pictures.read_picture("own.png", (1, 16, 16)) - picture).abs().max() == 0
+def test_picture_of_the_models_size_is_kept_and_the_middle_of_a_long_one_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(256, size=(16, 16), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save("own.png")
+    assert (pictures.read_picture("own.png", (1, 16, 16)).numpy() == pixels / np.float32(255)).all()
     long = np.zeros((16, 48), dtype=np.uint8)
     long[:, 16:32] = 255
     PIL.Image.fromarray(long).save("long.png")
     assert pictures.read_picture("long.png", (1, 16, 16)).min() == 1
+
+
+def test_first_picture_of_an_animation_one_pixel_and_many(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (PIL.Image.new("P", (20, 20), k) for k in range(2))
+    for frame in (first, second):
+        frame.putpalette([255, 255, 255, 0, 0, 0])
+    first.save("animation.gif", save_all=True, append_images=[second])
+    assert PIL.Image.open("animation.gif").n_frames == 2
+    PIL.Image.new("L", (1, 1), 255).save("one.png")
+    PIL.Image.new("1", (8000, 8000), 1).save("many.png")
+    for name in ("animation.gif", "one.png", "many.png"):
+        picture = pictures.read_picture(name, (1, 16, 16))
+        assert picture.shape == (1, 1, 16, 16)
+        assert picture.min() == 1
+    PIL.Image.new("1", (20000, 20000), 1).save("bomb.png")
+    with pytest.raises(ValueError, match=r"The picture bomb\.png cannot be read: .* pixels"):
+        pictures.read_picture("bomb.png", (1, 16, 16))
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", None])
@@ -290,7 +312,7 @@ def test_grid_and_strip_show_every_pixel():
     assert shown.shape == (2 * 60, 3 * 80)
     assert (shown[60 + 5 :: 10, 80 + 5 : 160 : 10] == (images[4, 0] * 255).round().numpy()).all()
     assert (shown[60:, 160:] == 0).all()
-    strip = pictures.strip(images.view(5, 1, 1, 6, 8), num_steps=3)
+    strip = pictures.strip(images.view(5, 1, 1, 6, 8), num_shown=3)
     columns = np.asarray(strip.convert("L")).reshape(6, strip.height // 6, 3, 8, -1)[:, 0, :, :, 0]
     assert (columns == (images[[0, 2, 4], 0] * 255).round().permute(1, 0, 2).numpy()).all()
 
@@ -300,6 +322,37 @@ def test_model_whose_images_no_picture_shows_is_refused(small_unet, channels):
     pipeline = EtaDDIMPipeline(small_unet(in_channels=channels, out_channels=channels), EtaDDIMScheduler())
     with pytest.raises(ValueError, match=f"images of {channels} channels"):
         Model(pipeline, "somewhere")
+
+
+def test_runs_end_when_nobody_waits_for_them():
+    runs = Runs()
+    with runs.one_of("a") as first, runs.one_of("a") as second, runs.one_of("b") as other:
+        runs.stop_of("a")
+        assert first.is_set()
+        assert second.is_set()
+        assert not other.is_set()
+        runs.stop_all()
+        assert other.is_set()
+    with runs.one_of("a") as later:
+        assert not later.is_set()
+    assert later.is_set()
+
+
+def test_model_with_a_learned_variance(small_unet, tmp_path):
+    """It is sampled, inverted and edited by ours; the other samplers are not offered."""
+    scheduler = EtaDDIMScheduler(variance_type="learned_range", clip_sample=False, timestep_spacing="trailing")
+    EtaDDIMPipeline(small_unet(in_channels=3, out_channels=6), scheduler).save_pretrained(tmp_path)
+    model = Model(EtaDDIMPipeline.from_pretrained(tmp_path), str(tmp_path))
+    assert model.shape == (3, 8, 8)
+    assert model.samplers == ["EtaDDIM"]
+    settings = Settings(num_images=2, num_inference_steps=4, eta=1.0)
+    made = sample(model, settings)
+    assert (made_by(snippets.of_samples(model, settings)) - made.images).abs().max() <= HALF_A_LEVEL
+    settings = replace(settings, eta=0.0)
+    assert editing.invert(model, made.images[:1], settings, "o_belm").distance <= 1e-5
+    assert editing.edit(model, made.images[:1], None, settings, 0.5).shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="knows no learned variance"):
+        model.check(replace(settings, sampler="UniPC"))
 
 
 def test_model_with_a_fitted_sampler(unet, tmp_path):
@@ -315,8 +368,9 @@ def test_model_with_a_fitted_sampler(unet, tmp_path):
         made = sample(model, settings)
         assert len(made.timesteps) == 3
         assert (made_by(snippets.of_samples(model, settings)) - made.images).abs().max() <= HALF_A_LEVEL
-    with pytest.raises(ValueError, match="no sampler for `num_inference_steps` 4, but for"):
-        sample(model, replace(fitted, num_inference_steps=4))
+    for run in (sample, Model.check):
+        with pytest.raises(ValueError, match="no sampler for `num_inference_steps` 4, but for"):
+            run(model, replace(fitted, num_inference_steps=4))
 
 
 def test_model_with_a_condition_is_refused(small_unet):
@@ -346,6 +400,40 @@ def test_space_holds_what_it_needs(model, tmp_path):
 
 
 @needs_gradio
+def test_export_that_ends_early_leaves_nothing(model, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(space, "space_requirements", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            space.export_space(model.name, tmp_path / "space")
+    assert not list(tmp_path.iterdir())
+    space.export_space(model.name, tmp_path / "space")
+    assert [path.name for path in tmp_path.iterdir()] == ["space"]
+
+
+@needs_gradio
+def test_one_of_two_exports_at_once_is_refused(model, tmp_path):
+    barrier = threading.Barrier(2, timeout=60)
+
+    def export(name):
+        barrier.wait()
+        space.export_space(name, tmp_path / "space")
+        return name
+
+    with ThreadPoolExecutor(2) as pool:
+        exports = {name: pool.submit(export, name) for name in (model.name, "someone/digits")}
+    errors = [export.exception() for export in exports.values() if export.exception() is not None]
+    assert len(errors) == 1
+    assert isinstance(errors[0], ValueError)
+    assert str(tmp_path / "space") in str(errors[0])
+    (done,) = [name for name, export in exports.items() if export.exception() is None]
+    assert (tmp_path / "space" / "model").exists() == (done == model.name)
+    assert [path.name for path in tmp_path.iterdir()] == ["space"]
+
+
+@needs_gradio
 def test_space_of_a_hub_model_names_it(tmp_path):
     space.export_space("someone/digits", tmp_path / "space")
     assert 'main(["someone/digits"])' in (tmp_path / "space" / "app.py").read_text()
@@ -354,7 +442,7 @@ def test_space_of_a_hub_model_names_it(tmp_path):
     assert "- someone/digits" in front
 
 
-@pytest.mark.parametrize("arguments", ["--share perhaps", "--port many", "model another"])
+@pytest.mark.parametrize("arguments", ["--share perhaps", "--port many", "--port 65536", "--port 0", "model another"])
 def test_command_line_refuses(arguments, capsys):
     with pytest.raises(SystemExit):
         main(arguments.split())

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.app import pictures
@@ -43,9 +44,11 @@ def url(model):
     from ddim_scheduler.app.page import build_page
 
     page = build_page(model)
-    _, url, _ = page.launch(prevent_thread_lock=True, show_error=True, quiet=True)
-    yield url
-    page.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_HEARTBEAT_INTERVAL", "0.2")  # seconds, after which a client that is closed is gone
+        _, url, _ = page.launch(prevent_thread_lock=True, show_error=True, quiet=True)
+        yield url
+        page.close()
 
 
 @pytest.fixture(scope="module")
@@ -82,38 +85,140 @@ def test_two_visitors_at_once_get_their_own_pictures(model, connect):
         assert abs(opened(picture) - shown_of(model, settings)).max() <= 1
 
 
-def test_saved_picture_holds_its_settings_and_the_code_that_makes_it(connect):
-    settings = Settings(seed=5, num_images=3, num_inference_steps=3, eta=0.5)
-    path, _, _, code = connect().predict(*draw_arguments(settings), api_name="/draw")
+COMPARED = [value for name in ("EtaDDIM", "DPM-Solver++", "UniPC", "none") for value in (name, 5, 0, "leading")]
+NOTHING_DRAWN = {"background": None, "layers": [], "composite": None}
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
+    """photo.png, in the folder that is current, as Gradio's client sends it."""
+    from gradio_client import handle_file
+
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(256, size=(50, 40, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save("photo.png")
+    return handle_file("photo.png")
+
+
+@pytest.fixture
+def drawing(photo):
+    """A drawing upon the lower half of a picture."""
+    from gradio_client import handle_file
+
+    layer = np.zeros((512, 512, 4), dtype=np.uint8)
+    layer[256:] = 255
+    PIL.Image.fromarray(layer).save("layer.png")
+    return {"background": None, "layers": [handle_file("layer.png")], "composite": None}
+
+
+def assert_remade(path: str, **parameters):
+    """A saved picture holds these settings, and Python that makes it."""
     with PIL.Image.open(path) as picture:
         info = picture.info
-    assert info["python"] == code
-    assert json.loads(info["parameters"])["eta"] == 0.5
+    assert json.loads(info["parameters"]).items() >= parameters.items()
     namespace: dict = {}
-    exec(code, namespace)
-    image = np.asarray(namespace["images"][1]).astype(int)
-    scale = pictures.SHOWN_SIZE // 32
-    assert (opened(path)[: 16 * scale : scale, 16 * scale :: scale, 0] == image).all()
+    exec(info["python"], namespace)
+    images = [namespace["image"]] if "image" in namespace else namespace["images"]
+    pixels = torch.stack([torch.from_numpy(np.asarray(image) / 255) for image in images])[:, None]
+    with PIL.Image.open(path) as picture:
+        columns = 16 if picture.width > 2 * pictures.SHOWN_SIZE - 64 else None
+    assert abs(opened(path) - np.asarray(pictures.grid(pixels, columns, picture.width))).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({0: -1}, "less than minimum"), ({0: None}, "`seed` must be an integer"), ({2: 99}, "greater than maximum")],
-)
-def test_wrong_number_is_a_message(connect, change, message):
+def test_saved_pictures_hold_their_settings_and_the_code_that_makes_them(connect, photo, drawing):
+    """Of each tab."""
     from gradio_client.exceptions import AppError
 
-    arguments = draw_arguments(Settings())
-    arguments[2] = 4
-    for place, value in change.items():
-        arguments[place] = value
-    with pytest.raises(AppError, match=message):
-        connect().predict(*arguments, api_name="/draw")
+    client = connect()
+    settings = Settings(seed=5, num_images=3, num_inference_steps=3, eta=0.5)
+    made = client.predict(*draw_arguments(settings), api_name="/draw")
+    assert_remade(made[0], seed=5, num_images=3, num_inference_steps=3, eta=0.5)
+    with PIL.Image.open(made[0]) as picture:
+        assert picture.info["python"] == made[-1]
+
+    job = client.submit(0, 2, -1, 1, True, *COMPARED, api_name="/compare")
+    job.result()
+    shown = {path for output in job.outputs() for path in output if str(path).endswith(".png")}
+    for path in shown:
+        assert_remade(path, num_images=2)
+    samplers = {(json.loads(PIL.Image.open(path).info["parameters"])["sampler"]) for path in shown}
+    assert samplers == {"EtaDDIM", "DPM-Solver++", "UniPC"}
+
+    for a, b, file in ((3, 4, None), (3, "photo.png", photo)):
+        row = client.predict(3, None, 4, file, 4, "leading", 8, -1, 1, api_name="/interpolate")
+        assert_remade(row[0], a=a, b=b, n=16)
+        assert_remade(client.predict(5, api_name="/at"), n=16)
+        for place in (17, 2.5, None):
+            with pytest.raises(AppError, match=f"`place` must be .* but is {place}"):
+                client.predict(place, api_name="/at")
+
+    for method in ("fixed_point", "noise_record"):
+        _, back, *_ = client.predict(photo, 0, 4, "leading", method, -1, 1, api_name="/invert")
+        assert_remade(back, method=method, picture="photo.png")
+
+    for drawn in (NOTHING_DRAWN, drawing):
+        made, mask, _ = client.predict(photo, drawn, 0, 4, "leading", 0.5, 1, 2, 3, -1, 1, api_name="/edit")
+        shutil.copy(mask, "mask.png")
+        assert_remade(made, strength=0.5, num_resamples=2, num_images=3)
 
 
-def test_stopped_run_ends(connect, model, monkeypatch):
-    """It calls the network no more."""
-    calls = []
+WRONG = {
+    "/draw": {
+        0: [(-1, "`seed` must be at least 0"), (None, "`seed` must be an integer"), ("a", "`seed` must be an integer")],
+        1: [(0, r"`num_images` must be in 1\.\.64"), (3.5, "`num_images` must be an integer, but is 3.5")],
+        2: [(0, r"`num_inference_steps` must be in 1\.\.16"), (1000, "is 1000"), (3.5, "is 3.5"), (None, "is None")],
+        3: [(2, r"`eta` must be finite and in \[0.0, 1.0\]"), (-0.1, "is -0.1"), (None, "`eta` must be a number")],
+        5: [(2, "`clip` must be True or False")],
+        7: [(2, "`guidance_scale` is 2, but"), (None, "`guidance_scale` must be")],
+    },
+    "/compare": {
+        1: [(0, "`num_images` must be")],
+        10: [(0, "`num_inference_steps` must be")],
+        12: [("quadratic", "quad")],
+    },
+    "/interpolate": {
+        0: [(-1, "`a` must be at least 0")],
+        2: [(None, "`b`")],
+        4: [(0, "`num_inference_steps` must be"), (None, "is None")],
+        6: [(17, r"`place` must be in 1\.\.16, but is 17"), (None, "`place`")],
+    },
+    "/invert": {0: [(None, "There is no picture yet")], 2: [(0, "`num_inference_steps` must be")]},
+    "/edit": {
+        0: [(None, "There is no picture yet")],
+        5: [(0, "`strength` must be"), (None, "`strength` must be")],
+        6: [(-1, "`eta` must be")],
+        7: [(0, "`num_resamples` must be"), (None, "`num_resamples` must be")],
+        8: [(1e30, "`num_images` must be in")],
+    },
+}
+
+
+def test_what_is_wrong_is_a_message(connect, photo, drawing, model, monkeypatch, capfd):
+    """On the page, before any work is done; and no traceback in the terminal."""
+    from gradio_client.exceptions import AppError
+
+    monkeypatch.setattr(type(model.unet), "forward", None)  # it is not called
+    client = connect()
+    right = {
+        "/draw": draw_arguments(Settings(num_inference_steps=4)),
+        "/compare": [0, 2, -1, 1, True, *COMPARED],
+        "/interpolate": [0, None, 1, None, 4, "leading", 8, -1, 1],
+        "/invert": [photo, 0, 4, "leading", "plain", -1, 1],
+        "/edit": [photo, drawing, 0, 4, "leading", 0.5, 0, 1, 2, -1, 1],
+    }
+    for name, places in WRONG.items():
+        for place, values in places.items():
+            for value, message in values:
+                arguments = [*right[name][:place], value, *right[name][place + 1 :]]
+                with pytest.raises(AppError, match=message):
+                    client.predict(*arguments, api_name=name)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.fixture
+def calls(model, monkeypatch):
+    """Grows with each call of the network, which is made slow."""
+    calls: list[int] = []
     forward = type(model.unet).forward
 
     def slow(self, *args, **kwargs):
@@ -122,15 +227,51 @@ def test_stopped_run_ends(connect, model, monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model.unet), "forward", slow)
-    columns = [value for _ in range(4) for value in ("EtaDDIM", STEPS, 0, "leading")]
-    job = connect().submit(0, 1, -1, 1, True, *columns, api_name="/compare")
+    return calls
+
+
+def wait_for_three(calls: list[int]):
     while len(calls) < 3:
         time.sleep(0.05)
-    job.cancel()
-    time.sleep(0.6)
+
+
+def assert_no_more(calls: list[int], fewer_than: int = STEPS):
+    time.sleep(1)
     stopped_at = len(calls)
     time.sleep(1)
-    assert len(calls) == stopped_at < 4 * STEPS
+    assert len(calls) == stopped_at < fewer_than
+
+
+LONG = {
+    "/draw": draw_arguments(Settings(num_inference_steps=STEPS)),
+    "/compare": [0, 1, -1, 1, True, *(value for _ in range(4) for value in ("EtaDDIM", STEPS, 0, "leading"))],
+    "/interpolate": [0, None, 1, None, STEPS, "leading", 8, -1, 1],
+    "/take": [0, STEPS, "leading", -1, 1],
+    "/invert": ["photo", 0, STEPS, "leading", "plain", -1, 1],
+    "/edit": ["photo", NOTHING_DRAWN, 0, STEPS, "leading", 1, 0, 1, 2, -1, 1],
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_cancelled_run_ends(name, connect, calls, photo):
+    """It calls the network no more."""
+    job = connect().submit(*(photo if value == "photo" else value for value in LONG[name]), api_name=name)
+    wait_for_three(calls)
+    job.cancel()
+    assert_no_more(calls)
+
+
+def test_run_of_a_closed_page_ends_and_that_of_another_goes_on(connect, model, calls):
+    settings = Settings(num_images=1, num_inference_steps=STEPS)
+    expected = shown_of(model, settings)
+    calls.clear()
+    closed, other = connect(), connect()
+    closed.submit(*LONG["/compare"], api_name="/compare")
+    wait_for_three(calls)
+    job = other.submit(*draw_arguments(settings), api_name="/draw")
+    closed.close()
+    assert abs(opened(job.result()[0]) - expected).max() <= 1
+    assert_no_more(calls, fewer_than=2 * STEPS)
 
 
 @pytest.fixture

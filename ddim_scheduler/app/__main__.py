@@ -17,6 +17,14 @@ from .samplers import Model
 from .space import export_space
 
 
+def port(text: str) -> int:
+    """The number of a port, in 1..65535."""
+    number = int(text)
+    if not 0 < number < 65536:
+        raise argparse.ArgumentTypeError(f"must be in 1..65535, but is {number}")
+    return number
+
+
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
         prog="python -m ddim_scheduler.app",
@@ -27,7 +35,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument(
         "--share", choices=("no", "yes"), default="no", help="yes: a public link, through Gradio's servers"
     )
-    parser.add_argument("--port", type=int, help="port of the page; if not given, the first free one from 7860 on")
+    parser.add_argument("--port", type=port, help="port of the page; if not given, the first free one from 7860 on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     parser.add_argument("--export-space", type=Path, metavar="DIR", help="write a Space into a new folder and end")
     args = parser.parse_args(argv)
@@ -39,7 +47,10 @@ def main(argv: list[str] | None = None):
         export_space(args.model, args.export_space)
         print(f"The Space is in {args.export_space}: try it by `python app.py` there, push it as it is.")
         return
-    build_page(model).launch(share=args.share == "yes", server_port=args.port, show_error=True, footer_links=[])
+    try:
+        build_page(model).launch(share=args.share == "yes", server_port=args.port, show_error=True, footer_links=[])
+    finally:
+        model.runs.stop_all()  # the process waits for their threads
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..validation import check_number
 from .samplers import Model, Report, Settings, distance, no_report
 
 
@@ -95,6 +96,7 @@ def edit(
         ValueError, TypeError: For a setting that is out of its range, before any work is done.
     """
     model.check(settings)
+    check_number("strength", strength)  # None is that of a call without a picture
     return model.pipeline(settings, report)(
         batch_size=settings.num_images,
         image=picture,

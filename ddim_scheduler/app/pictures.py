@@ -79,9 +79,14 @@ def grid(images: torch.Tensor, columns: int | None = None, size: int = SHOWN_SIZ
     return picture.resize((scale * picture.width, scale * picture.height), PIL.Image.Resampling.NEAREST)
 
 
-def strip(predictions: torch.Tensor, num_images: int = 4, num_steps: int = 10) -> PIL.Image.Image:
+def steps_of_strip(num_inference_steps: int, num_shown: int = 10) -> list[int]:
+    """The steps that `strip` shows, from 0 for the first to the last."""
+    return torch.linspace(0, num_inference_steps - 1, min(num_shown, num_inference_steps)).round().long().tolist()
+
+
+def strip(predictions: torch.Tensor, num_images: int = 4, num_shown: int = 10) -> PIL.Image.Image:
     """The first images of (N, B, C, H, W), one in a row, at steps from the first to the last."""
-    steps = torch.linspace(0, len(predictions) - 1, min(num_steps, len(predictions))).round().long()
+    steps = steps_of_strip(len(predictions), num_shown)
     chosen = predictions[steps, :num_images].transpose(0, 1)
     return grid(chosen.flatten(0, 1), columns=len(steps), size=2 * SHOWN_SIZE)
 
@@ -91,9 +96,11 @@ def noise(latents: torch.Tensor) -> torch.Tensor:
     return (latents / 6 + 0.5).clamp(0, 1)
 
 
-def with_settings(picture: PIL.Image.Image, model: Model, settings: Settings, code: str) -> PIL.Image.Image:
-    """The picture with the settings and the code in what a PNG file keeps as its text."""
-    picture.info["parameters"] = json.dumps({"model": model.name, **asdict(settings)})
+def with_settings(
+    picture: PIL.Image.Image, model: Model, settings: Settings, code: str, /, **others: Any
+) -> PIL.Image.Image:
+    """The picture with the settings, and others, and the code in what a PNG file keeps as its text."""
+    picture.info["parameters"] = json.dumps({"model": model.name, **asdict(settings), **others})
     picture.info["python"] = code
     picture.info["Software"] = f"ddim-scheduler {__version__}"
     return picture

@@ -17,6 +17,7 @@ from .. import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 from ..generation import check_makes_pictures, image_shape
 from ..scheduling_ddim import TIMESTEP_SPACINGS
 from ..validation import check_bool, check_choice, check_integer, check_number
+from .runs import Runs
 
 OURS = "EtaDDIM"
 SAMPLERS: dict[str, type[SchedulerMixin]] = {
@@ -115,6 +116,7 @@ class Model:
         self.shape = image_shape(pipeline.unet)
         self.unet, self.config, self.name = pipeline.unet, pipeline.scheduler.config, name
         self.references: OrderedDict[Settings, torch.Tensor] = OrderedDict()
+        self.runs = Runs()
 
     @property
     def num_train_timesteps(self) -> int:
@@ -129,6 +131,11 @@ class Model:
     @property
     def clips(self) -> bool:
         return self.config.clip_sample or self.config.thresholding
+
+    @property
+    def samplers(self) -> list[str]:
+        """The keys of `SAMPLERS` that sample this model: others than ours know no learned variance."""
+        return [OURS] if self.unet.config.out_channels != self.shape[0] else [*SAMPLERS]
 
     @property
     def spacings(self) -> list[str]:
@@ -160,7 +167,7 @@ class Model:
         """A pipeline with a scheduler of its own."""
         check_choice("sampler", settings.sampler, tuple(SAMPLERS))
         scheduler_class = SAMPLERS[settings.sampler]
-        if scheduler_class is not EtaDDIMScheduler and self.unet.config.out_channels != self.shape[0]:
+        if settings.sampler not in self.samplers:
             raise ValueError(f"`sampler` is {settings.sampler!r}, which knows no learned variance as this model has.")
         pipeline = WatchedPipeline(self.unet, EtaDDIMScheduler.from_config(self.config))
         pipeline.scheduler = scheduler_class.from_config(self.config, **self.changes(settings))
@@ -195,6 +202,7 @@ class Model:
             if not self.num_classes:
                 raise ValueError(f"`class_label` is {settings.class_label!r}, but the model has no classes.")
             check_integer("class_label", settings.class_label, 0, self.num_classes - 1)
+        self.pipeline(settings).scheduler.set_timesteps(settings.num_inference_steps)  # knows its grids best
 
 
 def sample(model: Model, settings: Settings, report: Report = no_report) -> Samples:
@@ -243,13 +251,18 @@ def keep_predictions(scheduler: Any) -> list[torch.Tensor]:
     return predictions
 
 
+def exactly(model: Model, settings: Settings) -> Settings:
+    """The settings with those of DDIM with all timesteps and eta = 0."""
+    return replace(
+        settings, num_inference_steps=model.num_train_timesteps, eta=0.0, sampler=OURS, timestep_spacing="leading"
+    )
+
+
 def reference(model: Model, settings: Settings, report: Report = no_report) -> torch.Tensor:
     """
     Where DDIM with all timesteps and eta = 0 ends from the same noise, (B, C, H, W) in [0, 1]. The last ones are kept.
     """
-    key = replace(
-        settings, num_inference_steps=model.num_train_timesteps, eta=0.0, sampler=OURS, timestep_spacing="leading"
-    )
+    key = exactly(model, settings)
     images = model.references.get(key)
     if images is None:
         images = sample(model, key, report).images

@@ -21,17 +21,19 @@ def of_samples(model: Model, settings: Settings) -> str:
     return _with_pipeline(model, settings, lines)
 
 
-def of_interpolation(model: Model, a: int | None, b: int | None, num_images: int, settings: Settings) -> str:
-    """The images of `interpolate`; an end that is no seed is a picture that the page saved."""
-    settings = replace(settings, num_images=1, clip=False if None in (a, b) else settings.clip)
-    lines = [_opened(model, name) for name, seed in (("a", a), ("b", b)) if seed is None]
-    ends = ", ".join(name if seed is None else str(seed) for name, seed in (("a", a), ("b", b)))
+def of_interpolation(model: Model, a: int | str, b: int | str, num_images: int, settings: Settings) -> str:
+    """The images of `interpolate`; an end is a seed, or the name of a file."""
+    files = {name: end for name, end in (("a", a), ("b", b)) if isinstance(end, str)}
+    settings = replace(settings, num_images=1, clip=False if files else settings.clip)
+    # a tensor would be taken for latents
+    lines = [f"{_read(model, name, file)}.permute(0, 2, 3, 1).numpy()" for name, file in files.items()]
+    ends = ", ".join(name if name in files else str(seed) for name, seed in (("a", a), ("b", b)))
     lines.append(f"images = pipe.interpolate({ends}, {num_images}, {_shared(model, settings)}).images")
     return _with_pipeline(model, settings, lines)
 
 
-def of_round_trip(model: Model, settings: Settings, method: str) -> str:
-    """The latents and the image of `invert`."""
+def of_round_trip(model: Model, settings: Settings, method: str, file: str) -> str:
+    """The latents and the image of `invert`, of a picture in a file."""
     settings = replace(settings, num_images=1, clip=False)
     shared = _shared(model, settings)
     inverting, back = "", "eta=0.0"
@@ -41,18 +43,21 @@ def of_round_trip(model: Model, settings: Settings, method: str) -> str:
     elif method == "o_belm":
         back = f"method={_literal(method)}, prev_latents=found.prev_latents"
     lines = [
-        _opened(model, "picture"),
+        _read(model, "picture", file),
         f"found = pipe.invert(picture, method={_literal(method)}{inverting}, {shared})",
         f"images = pipe(latents=found.latents, {back}, {shared}).images",
     ]
     return _with_pipeline(model, settings, lines)
 
 
-def of_edit(model: Model, settings: Settings, strength: float, num_resamples: int, has_mask: bool) -> str:
-    """The images of `edit`."""
-    lines = [_opened(model, name) for name in (["picture", "mask"] if has_mask else ["picture"])]
+def of_edit(model: Model, settings: Settings, file: str, strength: float, num_resamples: int, has_mask: bool) -> str:
+    """The images of `edit`, of a picture in a file."""
+    lines = [_read(model, "picture", file)]
     arguments = f"image=picture, strength={strength}, eta={settings.eta}, seed={settings.seed}"
     if has_mask:
+        _, height, width = model.shape
+        opened = 'PIL.Image.open("mask.png")  # as the page shows and saves it'
+        lines += [f"mask = {opened}", f"mask = mask.resize({(width, height)}, PIL.Image.Resampling.NEAREST)"]
         arguments += f", mask=mask, num_resamples={num_resamples}"
     lines.append(f"images = pipe(batch_size={settings.num_images}, {arguments}, {_shared(model, settings)}).images")
     return _with_pipeline(model, settings, lines)
@@ -70,12 +75,15 @@ def _with_pipeline(model: Model, settings: Settings, lines: list[str]) -> str:
     if settings.sampler != OURS:
         imports.append(f"from diffusers import {name}")
     used = [used for used in ("EtaDDIMPipeline", "EtaDDIMScheduler", "image_generators") if f"{used}" in code]
-    return "\n".join([*imports, f"from ddim_scheduler import {', '.join(used)}", "", code])
+    imports.append(f"from ddim_scheduler import {', '.join(used)}")
+    if "read_picture(" in code:
+        imports.append("from ddim_scheduler.app.pictures import read_picture")
+    return "\n".join([*imports, "", code])
 
 
 def _literal(value: Any) -> str:
     """As `repr`, with the double quotes of this project."""
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _shared(model: Model, settings: Settings) -> str:
@@ -85,7 +93,5 @@ def _shared(model: Model, settings: Settings) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())
 
 
-def _opened(model: Model, name: str) -> str:
-    """A picture that the page saved, whose pixels it enlarged."""
-    _, height, width = model.shape
-    return f'{name} = PIL.Image.open("{name}.png").resize(({width}, {height}), PIL.Image.Resampling.NEAREST)'
+def _read(model: Model, name: str, file: str) -> str:
+    return f"{name} = read_picture({_literal(file)}, {model.shape})"

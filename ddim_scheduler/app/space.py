@@ -4,6 +4,7 @@
 
 import json
 import shutil
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -37,8 +38,21 @@ def export_space(model: str, folder: Path):
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`--export-space` must be a new or empty folder, but is {folder}.")
-    requirements = space_requirements()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # an export that ends early, or a second one at once, leaves no half of a Space
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
+        space = Path(unfinished) / "space"
+        space.mkdir()
+        write_space(model, space)
+        try:
+            space.rename(folder)
+        except OSError as error:
+            raise ValueError(f"`--export-space` is {folder}, where another file came to be: {error}.") from error
+
+
+def write_space(model: str, folder: Path):
+    """Writes the files of a Space into a folder."""
     if is_local := Path(model).is_dir():
         copy_model(Path(model), folder / MODEL_FOLDER)
     name = Path(model).resolve().name if is_local else model
@@ -51,7 +65,7 @@ def export_space(model: str, folder: Path):
     )
     text = f"Samples of {name}, samplers side by side, interpolation, inversion and editing: `python app.py`."
     (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n\n{text}\n", encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(space_requirements()) + "\n", encoding="utf-8")
     (folder / "app.py").write_text(APP.format(model=json.dumps(MODEL_FOLDER if is_local else model)), encoding="utf-8")
     # in a clone the pipelines stand beside the package
     without_caches = shutil.ignore_patterns("__pycache__")
