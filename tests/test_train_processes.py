@@ -215,12 +215,27 @@ def test_accelerate_launch_resumes_two_processes(server, image_folder, tmp_path)
 # --------------------------------------------------------------------------------------- checkpoints that are not whole
 
 
+@pytest.fixture(scope="module")
+def trained(image_folder, tmp_path_factory):
+    """The options of a run of four steps with two checkpoints, and its folder, in which nothing is changed."""
+    common = ("--train_data_dir", image_folder, "--logger", "none", "--max_train_steps", 4, "--checkpointing_steps", 2)
+    common += ("--timestep_spacing", "trailing")
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    train(*common, "--output_dir", folder)
+    return common, folder
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The options of that run in a copy of its folder, and what it should be."""
+    common, folder = trained
+    shutil.copytree(folder, tmp_path / "model")
+    return (*common, "--output_dir", tmp_path / "model"), result(folder)
+
+
 @pytest.mark.parametrize("damage", ["half a file", "a flipped bit", "a missing file", "an empty folder"])
-def test_broken_checkpoint_is_skipped(image_folder, tmp_path, caplog, damage):
-    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--logger", "none")
-    common += ("--max_train_steps", 4, "--checkpointing_steps", 2, "--timestep_spacing", "trailing")
-    train(*common)
-    expected = result(tmp_path / "model")
+def test_broken_checkpoint_is_skipped(copied, tmp_path, caplog, damage):
+    common, expected = copied
     file = tmp_path / "model" / "checkpoint-4" / "optimizer.bin"
     content = file.read_bytes()
     if damage == "half a file":
@@ -238,29 +253,24 @@ def test_broken_checkpoint_is_skipped(image_folder, tmp_path, caplog, damage):
     assert result(tmp_path / "model") == expected
 
 
-def test_no_whole_checkpoint_is_an_error(image_folder, tmp_path):
-    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--logger", "none")
-    train(*common, "--max_train_steps", 1)
-    (tmp_path / "model" / "checkpoint-1" / "optimizer.bin").unlink()
+def test_no_whole_checkpoint_is_an_error(copied, tmp_path):
+    common, _ = copied
+    for checkpoint in list_checkpoints(tmp_path / "model"):
+        (checkpoint / "optimizer.bin").unlink()
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
-        train(*common, "--max_train_steps", 2, "--resume_from_checkpoint", "latest")
+        train(*common, "--resume_from_checkpoint", "latest")
 
 
-def test_run_that_ended_before_its_pipeline_was_saved(image_folder, tmp_path):
-    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--logger", "none")
-    train(*common, "--max_train_steps", 2)
-    expected = result(tmp_path / "model")
+def test_run_that_ended_before_its_pipeline_was_saved(copied, tmp_path):
+    common, expected = copied
     shutil.rmtree(tmp_path / "model" / "unet")
-    train(*common, "--max_train_steps", 2, "--resume_from_checkpoint", "latest")
+    train(*common, "--resume_from_checkpoint", "latest")
     assert result(tmp_path / "model") == expected
 
 
-def test_full_disk(image_folder, tmp_path, monkeypatch):
+def test_full_disk(copied, tmp_path, monkeypatch):
     """The second checkpoint meets a limit on the size of files, as near to a full disk as a test may go."""
-    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--logger", "none")
-    common += ("--max_train_steps", 4, "--checkpointing_steps", 2, "--timestep_spacing", "trailing")
-    train(*common)
-    expected = result(tmp_path / "model")
+    common, expected = copied
     shutil.rmtree(tmp_path / "model")
     save_state, limits = Accelerator.save_state, resource.getrlimit(resource.RLIMIT_FSIZE)
 

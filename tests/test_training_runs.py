@@ -50,7 +50,7 @@ def test_folder_can_be_loaded_at_every_moment_after_the_first_checkpoint(image_f
 
     monkeypatch.setattr(Path, "replace", replace_and_load)
     common = ("--train_data_dir", image_folder, "--output_dir", output_dir, "--logger", "none")
-    train(*common, "--max_train_steps", 3, "--checkpointing_steps", 1, "--save_images_steps", 9)
+    train(*common, "--max_train_steps", 2, "--checkpointing_steps", 1, "--save_images_steps", 9)
     averages = []
     for checkpoint in training.list_checkpoints(output_dir):
         state = torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True)
@@ -58,7 +58,7 @@ def test_folder_can_be_loaded_at_every_moment_after_the_first_checkpoint(image_f
         unet = EtaDDIMPipeline.from_pretrained(output_dir).unet
         ema.copy_to(unet.parameters())
         averages.append(unet.conv_in.weight.detach())
-    assert len(averages) == 3
+    assert len(averages) == 2
     assert len(seen) > 20
     for number, weight in seen:
         assert any(torch.equal(weight, average) for average in averages[number - 1 : number + 1])
