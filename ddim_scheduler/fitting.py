@@ -5,24 +5,24 @@ Samplers of few steps, fitted to a model by running it.
 
     python -m ddim_scheduler.fitting outputs/digits --steps 5 10 20
 
-1. A teacher: trajectories of many steps of order 3, recorded (`TrajectoryRecorder`).
+1. A teacher: trajectories of many steps of order 3, recorded (`TrajectoryRecorder`), from two sets of seeds.
 2. A grid of N of their timesteps: the shortest path through them, where the length of a step is how far DDIM's step
    from the one lands from the other (`fit_timesteps`).
 3. Weights: the sampler of N steps starts from the teacher's noise, and at each step takes the weights of the
    predictions before it by which it comes nearest to the teacher (`WeightFitter`).
+4. Of a few such fits, the one that comes nearest to the teacher from the second set of seeds (`fit_table`).
 
 `fit_sampler` does all that with any pipeline of diffusers that holds a scheduler of this package.
 """
 
 import argparse
-import functools
 import inspect
 import json
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
@@ -32,256 +32,37 @@ from .command_line import Parser, run
 from .fitted_tables import FittedTable
 from .foreign_configs import is_of_flow_matching
 from .generation import in_turn, read_conditions
-from .multistep import FORMULA_WEIGHTS, MAX_ORDER
 from .scheduling_ddim import EtaDDIMScheduler
 from .scheduling_flow_match import EtaFlowMatchScheduler
+from .sharing import SCHEDULER_CODE, SCHEDULER_ENTRY
+from .trajectories import (
+    CANDIDATES,
+    MAX_ELEMENTS,
+    TrajectoryRecorder,
+    WeightFitter,
+    changed,
+    distance,
+    fit_table,
+    fit_timesteps,
+    student_of,
+    teacher_of,
+    with_tables,
+)
 from .validation import check_integer
 
-# of the least squares, towards the weights of the formula: the smaller one serves few steps, the larger one many, whose
-# predictions are nearly the same
-RIDGES = (1e-3, 1e-1)
+__all__ = [
+    "TrajectoryRecorder",
+    "WeightFitter",
+    "fit_sampler",
+    "fit_table",
+    "fit_timesteps",
+    "student_of",
+    "teacher_of",
+    "with_tables",
+]
 TEACHER_STEPS = 80
 FITTED_SEED, HELD_OUT_SEED = 0, 1  # each of a whole batch
 BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
-MAX_ELEMENTS = 2**18
-
-
-class _Watcher:
-    """Sees each step of a scheduler, between `with` and its end, before it is done and after."""
-
-    def __init__(self, scheduler: Any, max_elements: int = MAX_ELEMENTS):
-        check_integer("max_elements", max_elements, 1)
-        self.scheduler, self.max_elements = scheduler, max_elements
-        self.on_step: Callable[[], Any] = lambda: None
-
-    def __enter__(self):
-        step = self.scheduler.step
-        signature = inspect.signature(step)
-
-        @functools.wraps(step)  # pipelines look at its arguments
-        def watched(model_output, timestep, sample, *args, **kwargs):
-            given = signature.bind(model_output, timestep, sample, *args, **kwargs).arguments
-            eta = given.get("eta")
-            if (self.scheduler.config.eta if eta is None else eta) != 0:
-                raise ValueError(f"`eta` must be 0 while a sampler is fitted, but is {eta!r}.")
-            if given.get("per_token_timesteps") is not None:
-                raise ValueError("`per_token_timesteps` are given, and a sampler with a history takes one timestep.")
-            self._before(model_output, timestep, sample)
-            output = step(model_output, timestep, sample, *args, **kwargs)
-            self._after(output[0])
-            self.on_step()
-            return output
-
-        self.scheduler.step = watched
-        return self
-
-    def __exit__(self, *error: Any):
-        vars(self.scheduler).pop("step", None)
-
-    def _thinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """At most `max_elements` elements, always the same ones."""
-        flat = tensor.detach().flatten()
-        if len(flat) > self.max_elements:
-            generator = torch.Generator().manual_seed(0)
-            flat = flat[torch.randperm(len(flat), generator=generator)[: self.max_elements].to(flat.device)]
-        return flat.cpu().double()
-
-    def _before(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor):
-        raise NotImplementedError
-
-    def _after(self, prev_sample: torch.Tensor):
-        raise NotImplementedError
-
-
-class TrajectoryRecorder(_Watcher):
-    """
-    Records the loop that is run while it is open: `with TrajectoryRecorder(scheduler) as teacher: ...`.
-
-    Args:
-        scheduler (`EtaDDIMScheduler` or `EtaFlowMatchScheduler`): The one that the loop uses, with eta = 0.
-        max_elements (`int`, defaults to 262,144):
-            How many elements of x_t and of x_0 are kept of each of the N steps, 16 bytes each for the two; a fixed
-            random choice where there are more.
-
-    Attributes:
-        timesteps (`list`): N of them.
-        alphas, sigmas (`list[float]`): N + 1, those of the timesteps and of the end.
-        samples (`list[torch.Tensor]`): N + 1, x_t at the timesteps and the end, flat, float64.
-        predictions (`list[torch.Tensor]`): N, x_0.
-    """
-
-    def __init__(self, scheduler: Any, max_elements: int = MAX_ELEMENTS):
-        super().__init__(scheduler, max_elements)
-        self.timesteps: list[Any] = []
-        self.alphas: list[float] = []
-        self.sigmas: list[float] = []
-        self.samples: list[torch.Tensor] = []
-        self.predictions: list[torch.Tensor] = []
-
-    def _before(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor):
-        t = timestep.flatten()[0].item() if isinstance(timestep, torch.Tensor) else timestep
-        if self.timesteps and t >= self.timesteps[-1]:
-            raise ValueError(f"`timestep` {t} comes after {self.timesteps[-1]}: a recorder takes one loop.")
-        row, *_ = self.scheduler._row(t, 0.0, sample)
-        prediction = self.scheduler.transition(model_output, timestep, sample, eta=0.0).pred_original_sample
-        if not self.timesteps:
-            self.alphas, self.sigmas, self.samples = [row.alpha_t], [row.sigma_t], [self._thinned(sample)]
-        self.timesteps.append(t)
-        self.alphas.append(row.alpha_s)
-        self.sigmas.append(row.sigma_s)
-        self.predictions.append(self._thinned(prediction))
-
-    def _after(self, prev_sample: torch.Tensor):
-        self.samples.append(self._thinned(prev_sample))
-
-
-def fit_timesteps(teacher: TrajectoryRecorder, num_inference_steps: int) -> list[int]:
-    """
-    Places of the N timesteps among the teacher's, by dynamic programming: those for which the root mean square errors
-    of DDIM's steps between them, each from the teacher's sample to the teacher's sample, have the smallest sum.
-
-    Raises:
-        ValueError: If N is more than the teacher's number of steps.
-    """
-    M = len(teacher.timesteps)
-    check_integer("num_inference_steps", num_inference_steps, 1, M)
-    alphas, sigmas = np.array(teacher.alphas), np.array(teacher.sigmas)
-    samples, predictions = torch.stack(teacher.samples), torch.stack(teacher.predictions)
-    of_samples, of_both = (samples @ samples.T).numpy(), (predictions @ samples.T).numpy()
-
-    # a step from i to j lands at a x_i + b x_0(i), and costs the distance of that from x_j
-    a = sigmas[None, :] / sigmas[:M, None]
-    b = alphas[None, :] - a * alphas[:M, None]
-    squares = of_samples.diagonal()
-    squared = a**2 * squares[:M, None] + b**2 * predictions.square().sum(1).numpy()[:, None] + squares[None, :]
-    squared += 2 * a * b * of_both.diagonal()[:, None] - 2 * a * of_samples[:M] - 2 * b * of_both
-    costs = np.where(np.arange(M)[:, None] < np.arange(M + 1), np.sqrt(squared.clip(0)), np.inf)
-
-    # the noise x_T counts as the sample of the first place, wherever that is
-    cost = np.sqrt((squares[0] + squares - 2 * of_samples[0]).clip(0))[:M]
-    before = []  # for each number of steps and place, the place before
-    for _ in range(num_inference_steps):
-        totals = cost[:, None] + costs
-        before.append(totals.argmin(0))
-        cost = totals.min(0)[:M]
-    places = [M]
-    for previous in reversed(before):
-        places.append(int(previous[places[-1]]))
-    return places[:0:-1]
-
-
-class WeightFitter(_Watcher):
-    """
-    Fits the weights of the loop that is run while it is open, on a grid of the teacher's timesteps and from the noise
-    that the teacher started with.
-
-    Args:
-        scheduler: The one that the loop uses, made by `student_of`.
-        teacher (`TrajectoryRecorder`): What was recorded.
-        ridge (`float`, defaults to 0.001): How strongly the weights are drawn to those of the formula, relative.
-
-    Attributes:
-        error (`float`): Root mean square distance of the loop's end from that of the teacher.
-        table (`FittedTable`): What was fitted.
-    """
-
-    def __init__(self, scheduler: Any, teacher: TrajectoryRecorder, ridge: float = RIDGES[0]):
-        super().__init__(scheduler, teacher.max_elements)
-        self.teacher, self.ridge, self.error = teacher, ridge, float("nan")
-        self._weights: list[list[float]] = []
-
-    @property
-    def table(self) -> FittedTable:
-        table: FittedTable
-        (table,) = self.scheduler.config.fitted_tables.values()
-        return {**table, "weights": self._weights}
-
-    def _before(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor):
-        i, timesteps = len(self._weights), self.scheduler.timesteps.tolist()
-        if i == 0:
-            self.scheduler._fitted_weights = [[] for _ in timesteps]  # not those in the config
-        target = self.teacher.samples[
-            self.teacher.timesteps.index(timesteps[i + 1]) if i + 1 < len(timesteps) else len(self.teacher.timesteps)
-        ]
-        weights = self.scheduler._fitted_weights
-
-        def mean(*given: float) -> torch.Tensor:
-            weights[i] = list(given)
-            return self._thinned(self.scheduler.transition(model_output, timestep, sample, eta=0.0).mean)
-
-        number = min(i, MAX_ORDER - 1)
-        first_order = mean()
-        if target.shape != first_order.shape:
-            raise ValueError(
-                f"`sample` has shape {tuple(sample.shape)}, which is not what the teacher was recorded with."
-            )
-        unit = np.eye(number).tolist()
-        changes = [mean(*unit[k]) - first_order for k in range(number)]
-        weights[i] = _least_squares(changes, target - first_order, self.ridge)
-        self._weights.append(weights[i])
-
-    def _after(self, prev_sample: torch.Tensor):
-        self.error = _distance(self._thinned(prev_sample), self.teacher.samples[-1])
-
-
-def _least_squares(changes: list[torch.Tensor], wanted: torch.Tensor, ridge: float) -> list[float]:
-    """The weights of the changes that come nearest to what is wanted, drawn to those of the formula."""
-    if not changes:
-        return []
-    columns, formula = torch.stack(changes), torch.tensor(FORMULA_WEIGHTS[len(changes)], dtype=torch.float64)
-    gram = columns @ columns.T
-    pull = ridge * gram.trace() / len(changes)
-    if not pull > 0:  # nothing changes, or is not finite
-        return formula.tolist()
-    solution = torch.linalg.solve(gram + pull * torch.eye(len(changes)), columns @ wanted + pull * formula)
-    return [round(weight, 6) for weight in solution.tolist()]
-
-
-def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return (a - b).square().mean().sqrt().item()
-
-
-def teacher_of(scheduler: Any) -> Any:
-    """
-    The scheduler that a teacher is run with: order 3, without clipping or noise; on a grid that is even in angle, or,
-    of a flow model, on its own.
-    """
-    grid = {"timestep_spacing": "angle"} if isinstance(scheduler, EtaDDIMScheduler) else {"use_fitted_sigmas": False}
-    return _changed(scheduler, **grid, solver_order=3, fitted_tables=None)
-
-
-def student_of(scheduler: Any, teacher: TrajectoryRecorder, places: Sequence[int]) -> Any:
-    """A scheduler with the teacher's timesteps at these places, for a `WeightFitter`."""
-    table: FittedTable = {
-        "prediction_type": scheduler.config.get("prediction_type", "flow_prediction"),
-        "timesteps": [teacher.timesteps[i] for i in places],
-        "sigmas": [round(teacher.sigmas[i], 8) + 0.0 for i in (*places, -1)],
-        "weights": [[] for _ in places],
-    }
-    return with_tables(scheduler, {str(len(places)): table})
-
-
-def with_tables(scheduler: Any, tables: dict[str, FittedTable]) -> Any:
-    """A scheduler that uses these tables, without clipping or noise."""
-    is_discrete = isinstance(scheduler, EtaDDIMScheduler)
-    use = {"timestep_spacing": "fitted"} if is_discrete else {"use_fitted_sigmas": True}
-    return _changed(scheduler, **use, fitted_tables=tables)
-
-
-def _first_order_of(scheduler: Any) -> tuple[Any, str]:
-    """The scheduler without a history, on its own grid, and the name of that."""
-    if not isinstance(scheduler, EtaDDIMScheduler):
-        return _changed(scheduler, use_fitted_sigmas=False, solver_order=1, fitted_tables=None), "its own"
-    own = scheduler.config.timestep_spacing
-    own = "trailing" if own == "fitted" else own
-    return _changed(scheduler, timestep_spacing=own, solver_order=1, fitted_tables=None), own
-
-
-def _changed(scheduler: Any, **changes: Any) -> Any:
-    # clipping makes a step that is not linear in its predictions
-    clips = isinstance(scheduler, EtaDDIMScheduler)
-    unconstrained = {"clip_sample": False, "thresholding": False} if clips else {"stochastic_sampling": False}
-    return type(scheduler).from_config(scheduler.config, **unconstrained, eta=0.0, **changes)
 
 
 def fit_sampler(
@@ -332,8 +113,8 @@ def fit_sampler(
         check_integer("num_inference_steps", N, 1, teacher_steps)
     arguments, batch_size = _with_batch(pipe, seeds, arguments)
 
-    # the teacher with both sets of seeds; for each N the fits, and with the held-out seeds order 1 and the best fit
-    total = 2 * teacher_steps + sum((len(RIDGES) + 2) * N for N in counts)
+    # the teacher with both sets of seeds; for each N every fit with both, and order 1 with the held-out one
+    total = 2 * teacher_steps + sum((2 * len(CANDIDATES) + 1) * N for N in counts)
     first_order, own = _first_order_of(scheduler)
     settings = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
@@ -343,8 +124,8 @@ def fit_sampler(
     try:
         with tqdm(total=total, desc="Fitting", disable=None) as progress:
 
-            def sample(watcher: Any, N: int, seed: int) -> Any:
-                generator = torch.Generator().manual_seed(seed)
+            def loop(watcher: Any, N: int, is_held_out: bool) -> Any:
+                generator = torch.Generator().manual_seed(HELD_OUT_SEED if is_held_out else FITTED_SEED)
                 watcher.on_step, pipe.scheduler = progress.update, watcher.scheduler
                 with watcher:
                     pipe(num_inference_steps=N, generator=generator, **arguments)
@@ -354,33 +135,32 @@ def fit_sampler(
                 return watcher
 
             teacher, held_out = (
-                sample(TrajectoryRecorder(teacher_of(scheduler), max_elements), teacher_steps, seed)
-                for seed in (FITTED_SEED, HELD_OUT_SEED)
+                loop(TrajectoryRecorder(teacher_of(scheduler), max_elements), teacher_steps, is_held_out)
+                for is_held_out in (False, True)
             )
             tables: dict[str, FittedTable] = {}
             for N in counts:
-                places = fit_timesteps(teacher, N)
-                fits = [
-                    sample(WeightFitter(student_of(scheduler, teacher, places), teacher, ridge), N, FITTED_SEED)
-                    for ridge in RIDGES
-                ]
-                best = min(fits, key=lambda fit: fit.error)
-                tables[str(N)] = best.table
-                fitted = with_tables(scheduler, {str(N): best.table})
-                ends = (
-                    sample(TrajectoryRecorder(s, max_elements), N, HELD_OUT_SEED).samples[-1]
-                    for s in (first_order, fitted)
-                )
-                rows.append((N, *(_distance(end, held_out.samples[-1]) for end in ends), best.error))
+                tables[str(N)], after, fitting = fit_table(scheduler, N, teacher, held_out, loop)
+                end = loop(TrajectoryRecorder(first_order, max_elements), N, True).samples[-1]
+                rows.append((N, distance(end, held_out.samples[-1]), after, fitting))
     finally:
         pipe.scheduler = scheduler
         pipe.set_progress_bar_config(**{"disable": False, **settings})
-    print(f"Distance from {teacher_steps} steps of order 3, root mean square, by seeds that were not fitted to:")
+    print(f"Distance from {teacher_steps} steps of order 3, root mean square, by seeds that no weights were fitted to:")
     print(f"steps   order 1, {own:<9}   fitted   (by the fitted seeds)")
     for N, before, after, fitting in rows:
         print(f"{N:5d}   {before:18.4f}   {after:6.4f}   ({fitting:.4f})")
     kept = scheduler.config.fitted_tables or {}
     return with_tables(scheduler, {**kept, **tables})
+
+
+def _first_order_of(scheduler: Any) -> tuple[Any, str]:
+    """The scheduler without a history, on its own grid, and the name of that."""
+    if not isinstance(scheduler, EtaDDIMScheduler):
+        return changed(scheduler, use_fitted_sigmas=False, solver_order=1, fitted_tables=None), "its own"
+    own = scheduler.config.timestep_spacing
+    own = "trailing" if own == "fitted" else own
+    return changed(scheduler, timestep_spacing=own, solver_order=1, fitted_tables=None), own
 
 
 def _with_batch(pipe: DiffusionPipeline, seeds: int, arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -391,16 +171,21 @@ def _with_batch(pipe: DiffusionPipeline, seeds: int, arguments: dict[str, Any]) 
             raise ValueError(f"`{name}` is set by the fit, but is given as {arguments[name]!r}.")
     if "output_type" in parameters:
         arguments = {"output_type": "latent", **arguments}
-    lists = [arguments.get(name) for name in ("prompt", "class_labels")]
-    rows = next((len(given) for given in lists if isinstance(given, list | torch.Tensor)), None)
+    labels = arguments.get("class_labels")
+    rows = next(
+        (len(given) for given in (arguments.get("prompt"), labels) if isinstance(given, list | torch.Tensor)), 1
+    )
+    each = max(1, seeds // max(1, rows))
     if "batch_size" in parameters:
-        batch_size = arguments.get("batch_size", rows or seeds)
-        return {**arguments, "batch_size": batch_size}, batch_size
+        if "batch_size" not in arguments and isinstance(labels, list | torch.Tensor):
+            arguments = {**arguments, "class_labels": torch.as_tensor(labels).repeat(each)}
+        arguments = {"batch_size": rows * each, **arguments}
+        return arguments, arguments["batch_size"]
     for name in BATCH_ARGUMENTS:
         if name in parameters:
-            each = arguments.get(name, max(1, seeds // (rows or 1)))
-            return {**arguments, name: each}, each * (rows or 1)
-    return arguments, rows or 1
+            arguments = {name: each, **arguments}
+            return arguments, rows * arguments[name]
+    return arguments, rows
 
 
 def main(argv: list[str] | None = None):
@@ -438,8 +223,23 @@ def main(argv: list[str] | None = None):
     if args.output is not None:
         pipe.save_pretrained(args.output)
     else:
-        pipe.scheduler.save_pretrained(Path(args.pipeline) / "scheduler")
+        _replace_scheduler(pipe, Path(args.pipeline))
     print(f"The samplers are in {args.output or args.pipeline}")
+
+
+def _replace_scheduler(pipe: Any, folder: Path):
+    """Saves the pipeline's scheduler alone, and its name in the index. A kill leaves the former one or the new one."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as aside:
+        pipe.scheduler.save_pretrained(aside)
+        pipe.save_config(aside)
+        files = {path.name: folder / "scheduler" / path.name for path in Path(aside).iterdir()}
+        files[pipe.config_name] = folder / pipe.config_name
+        last = (SCHEDULER_ENTRY, pipe.scheduler.config_name, pipe.config_name)  # which name others
+        for name in sorted(files, key=lambda name: last.index(name) if name in last else -1):
+            Path(aside, name).replace(files[name])
+    for path in [path for pattern in SCHEDULER_CODE for path in (folder / "scheduler").glob(pattern)]:
+        if path.name not in files:  # of another version of this package
+            path.unlink()
 
 
 def fit_saved(

@@ -47,7 +47,10 @@ def pipeline_card(
         tags=["ddim", "ddpm"],
     )
     source = f'"{repo_id}"' if variant is None else f'"{repo_id}", variant="{variant}"'
-    steps = scheduler.num_inference_steps or min(50, scheduler.config.num_train_timesteps)
+    config, fitted = scheduler.config, sorted(map(int, scheduler.config.get("fitted_tables") or {}))
+    steps = scheduler.num_inference_steps or min(50, config.num_train_timesteps)
+    if fitted and config.timestep_spacing == "fitted":  # which takes no other number
+        steps = scheduler.num_inference_steps if scheduler.num_inference_steps in fitted else fitted[-1]
     arguments, imports, latents = f"batch_size=4, num_inference_steps={steps}, seed=0", "", ""
     if is_conditional:
         arguments += ", class_labels=[0] * 4"
@@ -65,7 +68,8 @@ def pipeline_card(
         latents += 'condition = PIL.Image.open("condition.png")  # what the images are made from\n'
         arguments += ", condition=condition"
     sampling = f"{latents}images = pipe({arguments}).images"
-    settings = {k: v for k, v in scheduler.config.items() if not k.startswith("_") and not isinstance(v, list)}
+    settings = {k: v for k, v in config.items() if not k.startswith("_") and not isinstance(v, list)}
+    settings.pop("fitted_tables", None)
 
     # Line by line: in one long string, diffusers would take the lines that import something for this file's own.
     parts = [f"---\n{metadata.to_yaml()}\n---", f"# {repo_id.split('/')[-1]}"]
@@ -88,6 +92,8 @@ def pipeline_card(
             f'custom_pipeline="pipeline", trust_remote_code=True\n)\n{sampling}\n```',
         ]
     parts += ["## Scheduler", f"`{type(scheduler).__name__}`:", _json_block(settings)]
+    if fitted:
+        parts.append(f"Fitted samplers for N = {', '.join(map(str, fitted))}.")
     if scheduler.num_inference_steps is not None:
         parts.append(f"Timesteps of {steps} steps: {', '.join(str(t) for t in scheduler.timesteps.tolist())}.")
     if training_settings is not None:

@@ -81,6 +81,14 @@ def noise_like(sample: torch.Tensor, generator: torch.Generator | list[torch.Gen
     return noise if sample.ndim else noise[0]
 
 
+def gain_of_x_0(row: Row, direction: Any) -> Any:
+    """How much x_0 changes x_s at fixed x_t; 0 for a step that begins without noise, and so ends where it begins."""
+    if not isinstance(row.sigma_t, torch.Tensor):
+        return row.alpha_s - direction / row.sigma_t * row.alpha_t if row.sigma_t else 0.0
+    divisor = torch.where(row.sigma_t > 0, row.sigma_t, 1.0)
+    return torch.where(row.sigma_t > 0, row.alpha_s - direction / divisor * row.alpha_t, 0.0)
+
+
 def linear(sample: torch.Tensor, model_output: torch.Tensor, of_sample: Any, of_output: Any) -> torch.Tensor:
     if isinstance(of_sample, float) and of_sample == 1:
         return add(sample, of_output, model_output)
@@ -234,7 +242,7 @@ class EtaSteps(Multistep):
 
         # 5. of higher order: towards an x_0 that is extrapolated from those before it
         if self._is_multistep and (past := self._past(timestep, x_0)):
-            gain = alpha_s - direction / row.sigma_t * row.alpha_t
+            gain = gain_of_x_0(row, direction)
             mean = add_(mean, -gain * sum(weight for weight, _ in past), x_0)
             for weight, x_0_before in past:
                 mean = add_(mean, gain * weight, cast(x_0_before, mean.dtype))

@@ -240,10 +240,11 @@ def test_training_of_pairs(pairs, tmp_path):
     train(*common)
     shutil.rmtree(tmp_path / "model" / "checkpoint-60")
     expected = (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    train(*common, "--resume_from_checkpoint", "latest")
+    train(*common, "--resume_from_checkpoint", "latest", "--fit_steps", 5)
     assert (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == expected
 
     pipe = EtaDDIMPipeline.from_pretrained(tmp_path / "model")
+    assert [*pipe.scheduler.config.fitted_tables] == ["5"]
     pipe.set_progress_bar_config(disable=True)
     assert (pipe.image_channels, pipe.condition_channels) == (1, 1)
     wanted = torch.tensor([0.2, 0.5, 0.8])

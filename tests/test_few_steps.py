@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 
 from ddim_scheduler import (
     EtaDDIMInverseScheduler,
@@ -21,10 +29,13 @@ from ddim_scheduler import (
     EtaFlowMatchScheduler,
 )
 from ddim_scheduler.fitting import TrajectoryRecorder, WeightFitter, fit_sampler, fit_timesteps, main, student_of
+from ddim_scheduler.model_cards import pipeline_card
 from ddim_scheduler.multistep import FORMULA_WEIGHTS
 from ddim_scheduler.pipelines.images import image_generators
 
+import fresh
 from exact import SMALL_UNET, gaussian, gaussian_flow, gaussian_mixture, model_output
+from training import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -518,6 +529,31 @@ def test_fit_sampler_of_a_pipeline(tmp_path, capsys):
     assert {*EtaDDIMPipeline.from_pretrained(tmp_path).scheduler.config.fitted_tables} == {"2", "3", "4"}
 
 
+def test_fitted_model_without_the_package(tmp_path):
+    """In a fresh process that has diffusers alone: the same samples; and the card names the samplers."""
+    pipe = small_pipeline()
+    pipe.scheduler = fit_sampler(pipe, [4, 6], teacher_steps=12, seeds=2)
+    pipe.save_pretrained(tmp_path / "model")
+    script = """
+pipe = DiffusionPipeline.from_pretrained(arguments["folder"], custom_pipeline="pipeline", trust_remote_code=True)
+pipe.set_progress_bar_config(disable=True)
+found["spacing"] = pipe.scheduler.config.timestep_spacing
+found["images"] = pipe(2, num_inference_steps=4, seed=1, output_type="np").images.tolist()
+found["refused"] = refusal(pipe, num_inference_steps=5)
+"""
+    found = fresh.run(script, tmp_path / "home", with_package=False, folder=tmp_path / "model")
+    assert found["spacing"] == "fitted"
+    assert np.array_equal(found["images"], pipe(2, num_inference_steps=4, seed=1, output_type="np").images)
+    assert "has no sampler for `num_inference_steps` 5, but for 4, 6" in found["refused"]
+
+    for steps in (4, 6):  # those of the last call, else the most
+        card = pipeline_card(pipe, tmp_path / "model", "me/digits", None, None, None)
+        assert f"num_inference_steps={steps}, seed=0" in card
+        assert "Fitted samplers for N = 4, 6." in card
+        assert "weights" not in card
+        pipe.scheduler = EtaDDIMScheduler.from_config(pipe.scheduler.config)
+
+
 def test_fit_sampler_refuses():
     pipe = small_pipeline()
     cases = {
@@ -540,6 +576,49 @@ def test_fit_sampler_refuses():
 
 class DDIM_PIPE:
     scheduler = DDIMScheduler()
+
+
+def test_training_ends_with_fitted_samplers(image_folder, tmp_path):
+    """`--fit_steps`; a run that goes on from there forgets them, since they are those of other weights."""
+    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path, "--logger", "none", "--ddpm_num_steps", 12)
+    train(*common, "--max_train_steps", 1, "--checkpointing_steps", 1, "--fit_steps", 3, 2)
+    pipe = EtaDDIMPipeline.from_pretrained(tmp_path)
+    assert [*pipe.scheduler.config.fitted_tables] == ["2", "3"]
+    assert pipe(num_inference_steps=3, output_type="np").images.std() > 0
+    train(*common, "--max_train_steps", 2, "--resume_from_checkpoint", "latest")
+    scheduler = EtaDDIMPipeline.from_pretrained(tmp_path).scheduler
+    assert (scheduler.config.fitted_tables, scheduler.config.timestep_spacing) == (None, "trailing")
+    with pytest.raises(SystemExit):
+        train(*common, "--max_train_steps", 1, "--fit_steps", 13)
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_command_fits_a_folder_of_another_scheduler(is_ours, tmp_path):
+    """In place, the index names the new scheduler; with `--output` the folder stays as it is."""
+    torch.manual_seed(0)
+    pipeline_class, scheduler = (EtaDDIMPipeline, EtaDDIMScheduler) if is_ours else (DDPMPipeline, DDPMScheduler)
+    pipeline_class(UNet2DModel(**SMALL_UNET), scheduler(**COSINE)).save_pretrained(tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    arguments = [str(tmp_path / "model"), "--steps", "3", "--teacher_steps", "6", "--seeds", "2", "--device", "cpu"]
+    main([*arguments, "--output", str(tmp_path / "copy")])
+    assert before == {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    main(arguments)
+    images = []
+    for folder in (tmp_path / "model", tmp_path / "copy"):
+        assert not [*folder.rglob("*unfinished*")]
+        pipe = DiffusionPipeline.from_pretrained(folder)
+        assert (type(pipe), type(pipe.scheduler)) == (pipeline_class, EtaDDIMScheduler)
+        generator = torch.Generator().manual_seed(0)
+        images.append(pipe(num_inference_steps=3, generator=generator, output_type="np").images)
+    assert np.array_equal(*images)
+
+
+def test_classes_are_repeated_up_to_the_number_of_trajectories(capsys):
+    torch.manual_seed(0)
+    pipe = EtaDDIMPipeline(UNet2DModel(**SMALL_UNET, num_class_embeds=4), EtaDDIMScheduler(**COSINE))
+    for labels, number in (([0, 1, 2], 6), (torch.tensor([0, 1]), 8), ([1] * 9, 9)):
+        fit_sampler(pipe, [2], teacher_steps=4, seeds=8, class_labels=labels, guidance_scale=2.0)
+        assert f" steps of {number} samples" in capsys.readouterr().out
 
 
 def test_pipeline_with_a_history(tmp_path):
@@ -566,7 +645,7 @@ def flow_loop(scheduler, x, mean=0.3, std=0.5):
         sigma = t.item() / 1000
         alpha = 1 - sigma
         x_0 = mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (x - alpha * mean)
-        x = scheduler.step((x - x_0) / sigma, t, x).prev_sample
+        x = scheduler.step((x - x_0) / (sigma or 1), t, x).prev_sample
     return x
 
 
@@ -601,6 +680,35 @@ def test_flow_history_belongs_to_one_loop():
     EtaFlowMatchInverseScheduler.from_config(scheduler.config).set_timesteps(4)
     theirs = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=3)
     assert EtaFlowMatchScheduler.from_config(theirs.config).config.solver_order == 1
+
+
+@pytest.mark.parametrize("kind", ["host", "accelerator"])
+@pytest.mark.parametrize("settings", [{"solver_order": 2}, {"solver_order": 3, "eta": 0.5}])
+def test_flow_step_that_begins_without_noise(settings, kind, monkeypatch):
+    """It stays where it is, whatever was predicted before. Pipelines give such levels, `np.linspace(1, 0, N)`."""
+    scheduler, x = EtaFlowMatchScheduler(**settings), randn(2, 3)
+    if kind == "accelerator":  # where a timestep cannot be read
+        monkeypatch.setattr(EtaFlowMatchScheduler, "_index_at_hand", lambda self, timestep: None)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0, 5))
+    assert scheduler.sigmas[-2:].tolist() == [0, 0]
+    generator = torch.Generator().manual_seed(0)
+    for i, t in enumerate(scheduler.timesteps):
+        before, x = x, scheduler.step(randn(2, 3, seed=i), t, x, generator=generator).prev_sample
+    assert torch.equal(x, before)
+
+
+def test_flow_fit_on_levels_that_end_without_noise():
+    scheduler, x_T = EtaFlowMatchScheduler(solver_order=3), randn(16)
+    scheduler.set_timesteps(sigmas=np.linspace(1, 0, 41))
+    with TrajectoryRecorder(scheduler) as teacher:
+        end = flow_loop(scheduler, x_T)
+    places = fit_timesteps(teacher, 5)
+    assert teacher.timesteps[places[-1]] > 0  # none of the five is spent on a step that does nothing
+    student = student_of(scheduler, teacher, places)
+    student.set_timesteps(5)
+    with WeightFitter(student, teacher) as fitter:
+        assert (flow_loop(student, x_T) - end).abs().max() < 0.05
+    assert len(fitter.table["weights"]) == 5
 
 
 def test_flow_tables():
