@@ -30,22 +30,36 @@ def check_tables(tables: Any) -> dict[str, FittedTable] | None:
     if not isinstance(tables, dict):
         raise TypeError(f"`{name}` must be a dictionary from numbers of steps to tables, but is {tables!r:.80}.")
     for key, table in tables.items():
+        if not isinstance(key, str):
+            raise TypeError(f"`{name}` must have numbers of steps as strings, as in JSON, for keys, but has {key!r}.")
         if not isinstance(table, dict) or set(table) != set(FittedTable.__annotations__):
             raise ValueError(
                 f"`{name}[{key!r}]` must have the keys {[*FittedTable.__annotations__]}, but is {table!r:.80}."
             )
+        for column in ("timesteps", "sigmas"):
+            _check_numbers(f"{name}[{key!r}][{column!r}]", table[column])
+        rows = table["weights"]
+        for row in rows if isinstance(rows, list) else [rows]:
+            _check_numbers(f"{name}[{key!r}]['weights']", row)
         lengths = [len(table[column]) for column in ("timesteps", "sigmas", "weights")]
         N = lengths[0]
-        if str(N) != key or lengths != [N, N + 1, N]:
+        if N == 0 or str(N) != key or lengths != [N, N + 1, N]:
             raise ValueError(f"`{name}[{key!r}]` must hold {key} timesteps and weights and one more sigma: {lengths}.")
         for i, weights in enumerate(table["weights"]):
-            if not isinstance(weights, list) or len(weights) > min(i, MAX_ORDER - 1):
+            if len(weights) > min(i, MAX_ORDER - 1):
                 raise ValueError(
                     f"`{name}[{key!r}]` must have at most {min(i, MAX_ORDER - 1)} weights at step {i}: {weights!r}."
                 )
-            for weight in weights:
-                check_number(f"{name}[{key!r}]['weights']", weight)
     return tables
+
+
+def _check_numbers(name: str, numbers: Any):
+    if not isinstance(numbers, list):
+        raise TypeError(f"`{name}` must be made of lists, but is {numbers!r:.80}.")
+    for number in numbers:
+        if type(number) not in (int, float):  # one of NumPy's could not be saved
+            raise TypeError(f"`{name}` must hold Python's numbers, but holds {number!r:.80}.")
+        check_number(name, number)
 
 
 def check_model(tables: dict[str, FittedTable] | None, prediction_type: str, sigmas: np.ndarray):

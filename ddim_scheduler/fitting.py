@@ -33,7 +33,9 @@ from .fitted_tables import FittedTable
 from .foreign_configs import is_of_flow_matching
 from .generation import in_turn, read_conditions
 from .scheduling_ddim import EtaDDIMScheduler
+from .scheduling_ddim_inverse import EtaDDIMInverseScheduler
 from .scheduling_flow_match import EtaFlowMatchScheduler
+from .scheduling_flow_match_inverse import EtaFlowMatchInverseScheduler
 from .sharing import SCHEDULER_CODE, SCHEDULER_ENTRY
 from .trajectories import (
     CANDIDATES,
@@ -99,18 +101,20 @@ def fit_sampler(
             the pipeline does not do the steps that it is asked for (a `strength`, for instance).
     """
     scheduler: Any = getattr(pipe, "scheduler", None)
-    if not isinstance(scheduler, EtaDDIMScheduler | EtaFlowMatchScheduler):
+    is_inverse = isinstance(scheduler, EtaDDIMInverseScheduler | EtaFlowMatchInverseScheduler)
+    if is_inverse or not isinstance(scheduler, EtaDDIMScheduler | EtaFlowMatchScheduler):
         raise TypeError(
-            f"`pipe` must hold a scheduler of this package, but holds a {type(scheduler).__name__}: set "
+            f"`pipe` must hold a scheduler of this package, for sampling, but holds a {type(scheduler).__name__}: set "
             "`pipe.scheduler = EtaDDIMScheduler.from_config(pipe.scheduler.config)` first, or EtaFlowMatchScheduler."
         )
-    counts = sorted(set(num_inference_steps))
+    if not isinstance(num_inference_steps, Iterable):
+        raise TypeError(f"`num_inference_steps` must be a list of numbers of steps, but is {num_inference_steps!r}.")
+    numbers = [*num_inference_steps]
     check_integer("teacher_steps", teacher_steps, 2, scheduler.config.num_train_timesteps)
     check_integer("seeds", seeds, 1)
-    if not counts:
+    if not numbers:
         raise ValueError("`num_inference_steps` must hold at least one number of steps, but is empty.")
-    for N in counts:
-        check_integer("num_inference_steps", N, 1, teacher_steps)
+    counts = sorted({check_integer("num_inference_steps", N, 1, teacher_steps) for N in numbers})
     arguments, batch_size = _with_batch(pipe, seeds, arguments)
 
     # the teacher with both sets of seeds; for each N every fit with both, and order 1 with the held-out one

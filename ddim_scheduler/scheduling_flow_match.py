@@ -166,6 +166,8 @@ class EtaFlowMatchScheduler(SharedScheduler, FlowSteps, FlowMatchEulerDiscreteSc
                     f"`fitted_tables[{key!r}]` was fitted to a model with `prediction_type` "
                     f"{table['prediction_type']!r}, and this is for flow matching."
                 )
+            for t in table["timesteps"]:
+                check_number(f"fitted_tables[{key!r}]['timesteps']", t, 0, config.num_train_timesteps)
         if config.stochastic_sampling and "eta" in config.get("_use_default_values", []):
             config.put("eta", 1.0)
         if config.get("sigma_max") is not None:

@@ -126,7 +126,7 @@ def fit_timesteps(teacher: TrajectoryRecorder, num_inference_steps: int, power: 
         power (`float`, defaults to 1.0): The sum is that of the errors' powers; positive.
 
     Raises:
-        ValueError: If N is more than the teacher's number of steps.
+        ValueError: If N is more than the teacher's number of steps, or its trajectories are not finite.
     """
     check_number("power", power, 0.0, open_interval=True)
     M = len(teacher.timesteps)
@@ -134,6 +134,9 @@ def fit_timesteps(teacher: TrajectoryRecorder, num_inference_steps: int, power: 
     alphas, sigmas = np.array(teacher.alphas), np.array(teacher.sigmas)
     samples, predictions = torch.stack(teacher.samples), torch.stack(teacher.predictions)
     of_samples, of_both = (samples @ samples.T).numpy(), (predictions @ samples.T).numpy()
+
+    if not (np.isfinite(of_samples).all() and np.isfinite(of_both).all()):
+        raise ValueError("The `teacher` has trajectories that are not finite: nothing can be fitted to them.")
 
     # a step from i to j lands at a x_i + b x_0(i), and costs the distance of that from x_j
     a = sigmas[None, :] / np.where(sigmas > 0, sigmas, 1.0)[:M, None]

@@ -398,8 +398,19 @@ def test_tables_of_another_model_are_refused():
         ({"3": table(sigmas=[1.0])}, "one more sigma"),
         ({"3": table(weights=[[0.1], [], []])}, "at most 0 weights at step 0"),
         ({"3": table(weights=[[], [], [0.1, 0.1, 0.1]])}, "at most 2 weights at step 2"),
-        ({"3": table(weights=[[], ["a"], []])}, "must be a number"),
+        ({"3": table(weights=[[], ["a"], []])}, r"\['weights'\]` must hold Python's numbers, but holds 'a'"),
         ({"3": table(weights=[[], [math.nan], []])}, "must be finite"),
+        ({"3": table(weights=[[], None, []])}, r"\['weights'\]` must be made of lists, but is None"),
+        ({"3": table(weights=None)}, r"\['weights'\]` must be made of lists, but is None"),
+        ({"3": table(timesteps="abc")}, r"\['timesteps'\]` must be made of lists, but is 'abc'"),
+        (
+            {"3": table(timesteps=[*np.array([900, 500, 100])])},
+            r"must hold Python's numbers, but holds np.int64\(900\)",
+        ),
+        ({"3": table(sigmas=[[1.0]] * 4)}, r"must hold Python's numbers, but holds \[1.0\]"),
+        ({"3": table(sigmas=[math.nan] * 4)}, "must be finite"),
+        ({"0": table(0, sigmas=[0.0])}, "must hold 0 timesteps"),
+        ({3: table()}, "as strings, as in JSON, for keys, but has 3"),
         ({"3": table(timesteps=[1000, 500, 100])}, "must be in 0..999"),
         ({"3": table(timesteps=[100, 500, 900])}, "another noise schedule"),
     ],
@@ -572,6 +583,16 @@ def test_fit_sampler_refuses():
             fit_sampler(one, steps, **arguments)
     assert "step" not in vars(pipe.scheduler)
     assert pipe.scheduler.config.fitted_tables is None
+    for steps, shown in ((5, "5"), ([2, "a"], "'a'"), ("2", "'2'")):
+        with pytest.raises(TypeError, match=f"`num_inference_steps` must be .* but is {shown}"):
+            fit_sampler(pipe, steps)
+    other = DDPMPipeline(pipe.unet, EtaDDIMInverseScheduler(**COSINE))
+    with pytest.raises(TypeError, match="for sampling, but holds a EtaDDIMInverseScheduler"):
+        fit_sampler(other, [2])
+    other.scheduler = EtaDDIMScheduler(**COSINE)
+    torch.nn.init.constant_(pipe.unet.conv_out.weight, math.nan)
+    with pytest.raises(ValueError, match="trajectories that are not finite"):
+        fit_sampler(other, [2], teacher_steps=4, seeds=1)
 
 
 class DDIM_PIPE:
@@ -731,6 +752,8 @@ def test_flow_tables():
     assert errors[0] < errors[1] / 10
     with pytest.raises(ValueError, match="`use_fitted_sigmas` has no sampler for `num_inference_steps` 6, but for 5"):
         fitted.set_timesteps(6)
+    with pytest.raises(ValueError, match=r"\['timesteps'\]` must be finite and in \[0, 100\], but is 1000"):
+        EtaFlowMatchScheduler(100, fitted_tables=tables)  # of a model with other timesteps
     with pytest.raises(ValueError, match="this is for flow matching"):
         EtaFlowMatchScheduler(fitted_tables={"3": table()})
     with pytest.raises(ValueError, match="and this is 'v_prediction'"):
