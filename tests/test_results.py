@@ -15,14 +15,19 @@ from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
 from ddim_scheduler.evaluation import DigitClassifier
 from ddim_scheduler.fitting import fit_sampler
 
+from training import write_classifier
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import few_steps_picture
 import time_to_picture
 
 import closed_form
+import few_steps
+import few_steps_models
 import table1
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, in diffusers' solvers
 ROOT = Path(__file__).parents[1]
 
 
@@ -105,6 +110,62 @@ def test_closed_form_tables(image_folder, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         closed_form.main([str(image_folder), "--num_images", "64"])
     assert "--num_images must be more than 64" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------- few steps
+
+
+@pytest.mark.parametrize("title", few_steps.TRACKS)
+def test_samplers_call_the_model_no_more_often_than_they_may(title):
+    """Some need more calls than steps."""
+    track = few_steps.Track(None, few_steps.TRACKS[title], None)
+    for sampler in few_steps.their_samplers(track):
+        for N in (5, 8):
+            scheduler = sampler.make()
+            try:
+                few_steps.set_calls(scheduler, N)
+            except (AssertionError, IndexError, ValueError):  # that of a setting that they do not get along with
+                continue
+            assert N - 1 <= len(scheduler.timesteps) <= N, sampler
+
+
+@pytest.mark.parametrize("title", ["zero terminal SNR, v", "flow"])
+def test_few_steps_tables(image_folder, tmp_path, monkeypatch, title):
+    for name, value in {"COUNTS": (6,), "SEEDS": (100,), "TRAJECTORIES": 64, "CONVERGED_STEPS": 100}.items():
+        monkeypatch.setattr(few_steps, name, value)
+    for name in ("OF_BETAS", "OF_FLOW"):
+        monkeypatch.setattr(few_steps, name, few_steps.MULTISTEP[:1])
+    monkeypatch.setattr(few_steps, "by_grid", lambda *_: "")
+    document = tmp_path / "RESULTS.md"
+    document.write_text("<!-- few-steps -->\n<!-- /few-steps -->\n")
+    arguments = [str(image_folder), "--num_images", "70", "--tracks", title, "--update", str(document)]
+    arguments += ["--plot", str(tmp_path / "plot.png")]
+    results = few_steps.main(arguments)[title]
+    medians = [few_steps.best(results, [name], 6, 1)[0] for name in ("fitted", "ours, order 1", "DPM-Solver++(2M)")]
+    assert medians[0] < min(medians[1:]) / 2
+    assert PIL.Image.open(tmp_path / "plot.png").height > 200
+    assert f"{medians[0]:.3f}, {medians[2]:.3f}" in document.read_text()
+
+
+def test_few_steps_of_a_model(pipeline, image_folder, tmp_path, monkeypatch):
+    for name, value in {"COUNTS": (5, 10), "SEEDS": (100,), "CONVERGED_STEPS": 12, "TRIAL_IMAGES": 1}.items():
+        monkeypatch.setattr(few_steps_models, name, value)
+    monkeypatch.setattr(few_steps, "OF_BETAS", few_steps.MULTISTEP[:2])
+    for part in ("train", "test"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        for path in image_folder.iterdir():
+            (tmp_path / "data" / part / path.name).symlink_to(path)
+    pipeline.scheduler = fit_sampler(pipeline, [5, 10], teacher_steps=12, seeds=2)
+    pipeline.save_pretrained(tmp_path / "model")
+    document = tmp_path / "RESULTS.md"
+    document.write_text("<!-- few-steps-models -->\n<!-- /few-steps-models -->\n")
+    arguments = [tmp_path / "data", write_classifier(tmp_path / "digits.safetensors"), "--model", tmp_path / "model"]
+    arguments += ["--num_images", 2, "--num_compared", 34, "--update", document]
+    results = few_steps_models.main([*map(str, arguments)])
+    assert len(results) == 2 * (2 + 3)
+    text = document.read_text()
+    assert "| fitted / best of diffusers' |" in text
+    assert "| DDIM `trailing`, 50 calls |" in text
 
 
 # -------------------------------------------------------------------------------------------------------------- table 1

@@ -1,0 +1,165 @@
+# Copyright 2026 The ddim-scheduler authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Samplers of few steps of a trained model: those that it carries, DDIM, and the multistep samplers of diffusers. A trial
+with few images says which of these, in which setting, are the best three for each number of calls; these are compared.
+
+    python benchmarks/few_steps_models.py data/digits outputs/digits-classifier.safetensors
+
+`make data/digits` makes the one, `examples/train_classifier.py` the other. `few_steps_classes.py` does the same with a
+class-conditional model.
+"""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddim_scheduler import EtaDDIMPipeline
+from ddim_scheduler.command_line import run
+from ddim_scheduler.evaluation import extract_features, frechet_distance, load_images, load_network
+from ddim_scheduler.generation import image_shape
+
+from few_steps import (
+    SEEDS,
+    Results,
+    Sampler,
+    Track,
+    best,
+    measure,
+    ours,
+    quiet,
+    sample,
+    set_calls,
+    table,
+    their_names,
+    their_samplers,
+)
+from report import around, update, versions
+
+MODEL = Path(__file__).parents[1] / "models" / "digits"
+COUNTS = (5, 8, 10, 15, 20)
+CONVERGED_STEPS = 64
+TRIAL_SEED, TRIAL_IMAGES = 99, 4
+PICTURE_SEED, BATCH_SIZE = 200, 64
+DDIM = "DDIM `trailing`"
+
+
+def track_of(pipe: EtaDDIMPipeline, classes: Sequence[int] | None = None, guidance: float = 1.0) -> Track:
+    """The pipeline's model, with classes by turns."""
+    config, shape = pipe.scheduler.config, image_shape(pipe.unet)
+
+    def output(x: torch.Tensor, alpha: float, sigma: float, t: Any) -> torch.Tensor:
+        labels = None if classes is None else torch.tensor([classes[k % len(classes)] for k in range(len(x))])
+        return pipe._predict(x, t, t, labels, None, guidance)
+
+    def noise(number: int, seed: int) -> torch.Tensor:
+        return torch.randn(number, *shape, generator=torch.Generator().manual_seed(seed))
+
+    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+    return Track(output, {key: config[key] for key in keys}, noise)
+
+
+def compare(track: Track, scheduler: Any, counts: Sequence[int], num_images: int) -> tuple[Results, Results]:
+    """
+    The trial of diffusers' samplers, and the comparison of the fitted one and DDIM with those of them, and settings,
+    that were the best three for each number of calls.
+    """
+    theirs = [*their_samplers(track)]
+    trial = measure(track, itertools.product(theirs, counts), TRIAL_IMAGES, (TRIAL_SEED,), CONVERGED_STEPS)
+    ranks = {N: sorted((rms[0], *key) for (*key, count), (rms, *_) in trial.items() if count == N) for N in counts}
+    chosen = {(name, setting, N) for N in counts for _, name, setting in ranks[N][:3]}
+    fitted, ddim = ours_of(track, scheduler)
+    cells = [(s, N) for N in counts for s in (fitted, ddim, *theirs) if s in (fitted, ddim) or (*s[:2], N) in chosen]
+    return trial, measure(track, cells, num_images, SEEDS, CONVERGED_STEPS)
+
+
+def ours_of(track: Track, scheduler: Any) -> tuple[Sampler, Sampler]:
+    """The fitted scheduler, and order 1, which at these numbers of steps is DDIM."""
+    return Sampler("fitted", "", lambda: scheduler), Sampler(DDIM, "", lambda: ours(track, timestep_spacing="trailing"))
+
+
+def comparison(results: Results, counts: Sequence[int], column: int) -> str:
+    """One row for each of the two of ours, the best of diffusers', and how far the fitted one is in parts of that."""
+    lines = [f"| | {' | '.join(f'{N} calls' for N in counts)} |", "|---|" + "---|" * len(counts)]
+    rivals = [best(results, [n for n in their_names(results) if n != DDIM], N, column) for N in counts]
+    for name in ("fitted", DDIM):
+        cells = (f"{best(results, [name], N, column)[0]:.3f}" for N in counts)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines.append("| best of diffusers' | " + " | ".join(f"{d:.3f} {n} `{s}`" for d, n, s in rivals) + " |")
+    ratios = (best(results, ["fitted"], N, column)[0] / d for N, (d, *_) in zip(counts, rivals, strict=True))
+    lines.append("| fitted / best of diffusers' | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def report(title: str, trial: Results, results: Results, counts: Sequence[int], num_images: int) -> list[str]:
+    return [
+        f"{title}, {num_images} samples, {len(SEEDS)} seeds that were not fitted to: RMS distance from the converged "
+        f"end, that of {CONVERGED_STEPS} steps of order 3.\n",
+        comparison(results, counts, 0),
+        "The same, median distance of a sample:\n",
+        comparison(results, counts, 1),
+        f"The trial, RMS of {TRIAL_IMAGES} samples of another seed:\n",
+        table(trial, counts, 0),
+    ]
+
+
+def images_of(track: Track, sampler: Sampler, N: int, num_images: int) -> torch.Tensor:
+    """Images of N calls, uint8, from the noise that all samplers start with."""
+    parts = []
+    for noise in track.noise(num_images, PICTURE_SEED).split(BATCH_SIZE):
+        scheduler = sampler.make()
+        set_calls(scheduler, N)
+        parts.append(sample(scheduler, track, noise))
+    return ((torch.cat(parts) + 1) * 127.5).clamp(0, 255).round().byte()
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> Results:
+    """Prints the tables, and returns the figures of the comparison."""
+    parser = argparse.ArgumentParser(
+        description="Samplers of few steps of a trained model, ours and those of diffusers, from the same noise.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("data_dir", type=Path, help="folder of digits, with train/ and test/")
+    parser.add_argument("classifier", type=Path, help="weights of the classifier of digits")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of an EtaDDIMPipeline with fitted samplers")
+    parser.add_argument("--num_images", type=int, default=32, help="samples for each cell and seed")
+    parser.add_argument("--num_compared", type=int, default=160, help="images for a Fréchet distance")
+    parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
+    args = parser.parse_args(argv)
+    if args.update is not None:
+        around(args.update, "few-steps-models")
+    network = load_network("digits", args.classifier)
+    if not network.num_features < args.num_compared:
+        parser.error(f"--num_compared must be more than {network.num_features}")
+    quiet()
+
+    pipe = EtaDDIMPipeline.from_pretrained(args.model)
+    track = track_of(pipe)
+    trial, results = compare(track, pipe.scheduler, COUNTS, args.num_images)
+    parts = [f"{versions('cpu')}.\n", *report(f"`{args.model.name}`", trial, results, COUNTS, args.num_images)]
+    print("\n".join(parts), flush=True)
+
+    fitted, ddim = ours_of(track, pipe.scheduler)
+    compared = {f"fitted, {N} calls": images_of(track, fitted, N, args.num_compared) for N in (5, 10)}
+    compared |= {f"{DDIM}, {N} calls": images_of(track, ddim, N, args.num_compared) for N in (10, 50)}
+    compared["other real images"] = load_images(args.data_dir / "test", args.num_compared)
+    real = extract_features(load_images(args.data_dir / "train"), network)
+    parts += [
+        f"Fréchet distance of {args.num_compared} images from the {len(real)} training images, in the classifier's "
+        f"{network.num_features} features:\n\n| | |\n|---|---|",
+        *(f"| {title} | {frechet_distance(extract_features(x, network), real):.3f} |" for title, x in compared.items()),
+    ]
+    text = "\n".join(parts) + "\n"
+    print(text, flush=True)
+    if args.update is not None:
+        update(args.update, "few-steps-models", text)
+    return results
+
+
+if __name__ == "__main__":
+    run(main)
