@@ -20,7 +20,14 @@ import torch
 
 from ddim_scheduler import EtaDDIMPipeline
 from ddim_scheduler.command_line import run
-from ddim_scheduler.evaluation import extract_features, frechet_distance, load_images, load_network
+from ddim_scheduler.evaluation import (
+    FeatureNetwork,
+    extract_features,
+    frechet_distance,
+    load_images,
+    load_network,
+    shuffled,
+)
 from ddim_scheduler.generation import image_shape
 
 from few_steps import (
@@ -117,6 +124,19 @@ def images_of(track: Track, sampler: Sampler, N: int, num_images: int) -> torch.
     return ((torch.cat(parts) + 1) * 127.5).clamp(0, 255).round().byte()
 
 
+def frechet_distances(
+    track: Track, scheduler: Any, num_images: int, data_dir: Path, network: FeatureNetwork
+) -> dict[str, float]:
+    """Of the fitted sampler, of DDIM, and of real images that are not in the reference, scaled as for training."""
+    fitted, ddim = ours_of(track, scheduler)
+    images = {f"fitted, {N} calls": images_of(track, fitted, N, num_images) for N in (5, 10)}
+    images |= {f"{DDIM}, {N} calls": images_of(track, ddim, N, num_images) for N in (10, 50)}
+    train, test = (load_images(data_dir / part, like=images[f"{DDIM}, 50 calls"]) for part in ("train", "test"))
+    images["other real images"] = shuffled(test)[:num_images]
+    reference = extract_features(train, network)
+    return {title: frechet_distance(extract_features(some, network), reference) for title, some in images.items()}
+
+
 @torch.no_grad()
 def main(argv: list[str] | None = None) -> Results:
     """Prints the tables, and returns the figures of the comparison."""
@@ -128,7 +148,7 @@ def main(argv: list[str] | None = None) -> Results:
     parser.add_argument("classifier", type=Path, help="weights of the classifier of digits")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder of an EtaDDIMPipeline with fitted samplers")
     parser.add_argument("--num_images", type=int, default=32, help="samples for each cell and seed")
-    parser.add_argument("--num_compared", type=int, default=160, help="images for a Fréchet distance")
+    parser.add_argument("--num_compared", type=int, default=320, help="images for a Fréchet distance")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
     args = parser.parse_args(argv)
     if args.update is not None:
@@ -144,15 +164,11 @@ def main(argv: list[str] | None = None) -> Results:
     parts = [f"{versions('cpu')}.\n", *report(f"`{args.model.name}`", trial, results, COUNTS, args.num_images)]
     print("\n".join(parts), flush=True)
 
-    fitted, ddim = ours_of(track, pipe.scheduler)
-    compared = {f"fitted, {N} calls": images_of(track, fitted, N, args.num_compared) for N in (5, 10)}
-    compared |= {f"{DDIM}, {N} calls": images_of(track, ddim, N, args.num_compared) for N in (10, 50)}
-    compared["other real images"] = load_images(args.data_dir / "test", args.num_compared)
-    real = extract_features(load_images(args.data_dir / "train"), network)
+    distances = frechet_distances(track, pipe.scheduler, args.num_compared, args.data_dir, network)
     parts += [
-        f"Fréchet distance of {args.num_compared} images from the {len(real)} training images, in the classifier's "
-        f"{network.num_features} features:\n\n| | |\n|---|---|",
-        *(f"| {title} | {frechet_distance(extract_features(x, network), real):.3f} |" for title, x in compared.items()),
+        f"Fréchet distance of {args.num_compared} images of `{args.model.name}` from the training images, in the "
+        f"classifier's {network.num_features} features:\n\n| | |\n|---|---|",
+        *(f"| {title} | {distance:.3f} |" for title, distance in distances.items()),
     ]
     text = "\n".join(parts) + "\n"
     print(text, flush=True)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from .arithmetic import to_device
+
 MAX_ORDER = 3
 FORMULA_WEIGHTS: tuple[tuple[float, ...], ...] = ((), (-1 / 2,), (-16 / 12, 5 / 12))  # of order 1, 2, 3
 
@@ -33,6 +35,7 @@ class Multistep:
     timesteps: torch.Tensor
     _history: History
     _fitted_weights: Sequence[Sequence[float]] | None = None  # of each step of the grid, if it is a fitted one
+    _weight_rows: torch.Tensor | None = None  # the same for a compiled step, which would be another one for each number
 
     @property
     def _is_multistep(self) -> bool:
@@ -40,9 +43,13 @@ class Multistep:
 
     def _begin_grid(self, weights: Sequence[Sequence[float]] | None = None):
         """Forgets the former loop. The weights are those of the steps of the new grid, if they are fitted."""
-        self.__dict__.update(_history=History(), _fitted_weights=weights)
+        rows = None
+        if weights is not None:
+            padded = [[*row, 0.0, 0.0][: MAX_ORDER - 1] for row in weights]
+            rows = to_device(torch.tensor(padded, dtype=torch.float64), self.timesteps.device)
+        self.__dict__.update(_history=History(), _fitted_weights=weights, _weight_rows=rows)
 
-    def _past(self, timestep: Any, x_0: torch.Tensor) -> list[tuple[float, torch.Tensor]]:
+    def _past(self, timestep: Any, x_0: torch.Tensor) -> list[tuple[Any, torch.Tensor]]:
         """The predictions before x_0 in the loop that this call goes on with, and their weights."""
         history, index = self._history, self._index_of(timestep)
         if index is None:  # it is on an accelerator, and reading it would make the host wait
@@ -59,10 +66,16 @@ class Multistep:
                 f"`sample` has shape {tuple(x_0.shape)} on {x_0.device}, but those of the steps before it in this loop "
                 f"had {tuple(predictions[0].shape)} on {predictions[0].device}; `set_timesteps` begins a new loop."
             )
-        fitted = self._fitted_weights
-        weights = FORMULA_WEIGHTS[self.config.solver_order - 1] if fitted is None else fitted[index]
-        if len(weights) > len(predictions):  # the first steps of a loop
-            weights = FORMULA_WEIGHTS[len(predictions)]
+        number: int = len(predictions)
+        weights: Any
+        if self._fitted_weights is None:
+            weights = FORMULA_WEIGHTS[min(self.config.solver_order - 1, number)]
+        elif history.begin > 0 and number < MAX_ORDER - 1:  # the first steps of a loop that begins later
+            weights = FORMULA_WEIGHTS[number]
+        elif torch.compiler.is_compiling():
+            weights = self._weight_rows[index].unbind()  # type: ignore[index]
+        else:
+            weights = self._fitted_weights[index]
         return list(zip(weights, predictions, strict=False))
 
     def _remember(self, x_0: torch.Tensor):

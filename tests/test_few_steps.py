@@ -283,9 +283,18 @@ def test_timesteps_of_an_accelerator_are_counted():
             sample = scheduler.step(sample, t, sample).prev_sample
 
 
-def test_compiled_steps_with_a_history_are_the_same():
-    """Four graphs for each number of steps, not one for each step."""
+@pytest.mark.parametrize("is_fitted", [False, True])
+def test_compiled_steps_with_a_history_are_the_same(is_fitted):
+    """Four graphs for each number of steps, not one for each step, whose fitted weights are its own."""
     scheduler, x = EtaDDIMScheduler(solver_order=3, timestep_spacing="angle", **LINEAR), randn(2, 3).float()
+    if is_fitted:
+        scheduler, tables = EtaDDIMScheduler(**LINEAR, timestep_spacing="fitted"), {}
+        for N in (10, 20):
+            grid = [*range(999, -1, -1000 // N)][:N]
+            sigmas = [math.sqrt(1 - levels(scheduler)[t]) for t in (*grid, -1)]
+            weights = [[-0.05 * (i + k) for k in range(min(i, 2))] for i in range(N)]
+            tables[str(N)] = {"prediction_type": "epsilon", "timesteps": grid, "sigmas": sigmas, "weights": weights}
+        scheduler.register_to_config(fitted_tables=tables)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compiled, ends = torch.compile(scheduler.step, fullgraph=True, backend="eager"), {}
