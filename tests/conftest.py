@@ -16,6 +16,9 @@ diffusers.logging.set_verbosity_error()
 
 def pytest_addoption(parser):
     parser.addoption("--figures", action="store_true", help="print what the tests measured, over their parameters")
+    parser.addoption(
+        "--screenshots", metavar="FOLDER", help="write pictures of the page there, by `-k digits_in_a_browser`"
+    )
 
 
 def pytest_terminal_summary(terminalreporter, config):

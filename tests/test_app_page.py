@@ -3,12 +3,17 @@
 import io
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 import venv
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +31,7 @@ if find_spec("gradio") is None:
     pytest.skip("the extra `app` is not installed", allow_module_level=True)
 
 pytestmark = pytest.mark.xdist_group("app")
+ROOT = Path(__file__).parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 STEPS = 16
 
@@ -49,6 +55,25 @@ def url(model):
         _, url, _ = page.launch(prevent_thread_lock=True, show_error=True, quiet=True)
         yield url
         page.close()
+
+
+@contextmanager
+def served(command: list, log: Path, cwd: Path = ROOT, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A process that shows a page, and the page's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with log.open("w") as output:
+        environment = {**os.environ, "GRADIO_SERVER_PORT": port, "PYTHONUNBUFFERED": "1", **environment}
+        server = subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=output)
+    try:
+        while "Running on" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.1)
+        yield server, f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -275,21 +300,24 @@ def test_run_of_a_closed_page_ends_and_that_of_another_goes_on(connect, model, c
 
 
 @pytest.fixture
-def browser_page(url):
-    """A page in headless Chromium that must end without an error in its console."""
+def browser():
+    """Headless Chromium, whose pages must end without an error in their console."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium: `apt-get install chromium`")
     sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `dev-app` is not installed")
-    errors = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    errors: list[str] = []
+
+    def watch(page):
         page.set_default_timeout(120_000)
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
-        yield page
-        browser.close()
+
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+        context.on("page", watch)
+        yield context
+        chromium.close()
     assert not errors
 
 
@@ -297,18 +325,36 @@ def visible(locator):
     return locator.locator("visible=true")
 
 
+def fill(page, label: str, value: str):
+    """Types into the box of a number."""
+    box = visible(page.get_by_label(label)).first
+    box.fill(value)
+    box.press("Tab")
+
+
+def draw_upon_the_middle(page, width: float, height: float):
+    canvas = visible(page.locator("canvas")).first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - width / 2, y)
+    page.mouse.down()
+    for k in range(5):
+        page.mouse.move(x + (width / 2 if k % 2 == 0 else -width / 2), y + height * k / 4, steps=10)
+    page.mouse.up()
+
+
 @pytest.mark.slow  # CI runs it all the same
-def test_page_in_a_browser(browser_page, model):
+def test_page_in_a_browser(browser, url, model):
     """What a visitor does: looks, moves eta, saves, compares, uploads, inverts, paints, and uploads no picture."""
-    page = browser_page
+    page = browser.new_page()
+    page.goto(url)
     samples = visible(page.locator("img")).first
 
     # 1. it is drawn when the page opens, and again when eta is moved
     visible(page.get_by_text("calls of the network")).wait_for()
     first = samples.get_attribute("src")
-    eta = visible(page.get_by_label("number input for η")).first
-    eta.fill("0.5")
-    eta.press("Tab")
+    fill(page, "number input for η", "0.5")
     page.wait_for_function("src => document.querySelector('img').src != src", arg=first)
     visible(page.get_by_text("eta=0.5")).wait_for()
     with page.expect_download() as download:
@@ -318,12 +364,16 @@ def test_page_in_a_browser(browser_page, model):
     assert abs(opened(saved) - shown_of(model, expected)).max() <= 1
     assert "eta=0.5" in PIL.Image.open(saved).info["python"]
 
-    # 2. four samplers, and their distances
+    # 2. a box without a number is a message
+    fill(page, "Seed", "")
+    visible(page.get_by_text("`seed` must be an integer, but is None")).wait_for()
+
+    # 3. four samplers, and their distances
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Compare", exact=True).click()
     page.wait_for_function("() => document.body.innerText.split('distance 0.').length == 5")
 
-    # 3. a picture, its noise, and the picture again
+    # 4. a picture, its noise, and the picture again
     page.get_by_role("tab", name="Invert and edit").click()
     file = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(256, size=(50, 40, 3), dtype=np.uint8)).save(file, "png")
@@ -332,19 +382,26 @@ def test_page_in_a_browser(browser_page, model):
     page.get_by_role("button", name="Invert", exact=True).click()
     visible(page.get_by_text("The picture comes back")).wait_for()
 
-    # 4. what is drawn upon is painted anew
-    canvas = visible(page.locator("canvas")).first
-    box = canvas.bounding_box()
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.move(*middle)
-    page.mouse.down()
-    page.mouse.move(middle[0] + 40, middle[1] + 20, steps=5)
-    page.mouse.up()
+    # 5. what is drawn upon is painted anew
+    draw_upon_the_middle(page, 80, 20)
     page.get_by_role("button", name="Edit", exact=True).click()
     visible(page.get_by_text("mask=mask")).wait_for()
 
-    # 5. what is no picture is a message
+    # 6. a picture on the way between two seeds
     page.get_by_role("tab", name="Interpolate").click()
+    page.get_by_role("button", name="Interpolate", exact=True).click()
+    visible(page.get_by_text("pipe.interpolate(0, 1, 16")).wait_for()
+    there = visible(page.locator("[role=tabpanel] img")).last
+    before = there.get_attribute("src")
+    fill(page, "number input for Place on the way", "16")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    sync_api.expect(there).not_to_have_attribute("src", before)
+    last = sample(model, Settings(seed=1, num_images=1, num_inference_steps=STEPS)).images
+    with page.expect_download() as download:
+        visible(page.get_by_label("Download")).nth(1).click()
+    assert abs(opened(download.value.path()) - np.asarray(pictures.grid(last))).max() <= 1
+
+    # 7. what is no picture is a message
     broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"no picture"}
     upload.set_input_files(broken)
     page.get_by_role("button", name="Interpolate", exact=True).click()
@@ -353,30 +410,90 @@ def test_page_in_a_browser(browser_page, model):
 
 
 @pytest.mark.slow
+def test_closed_tab_in_a_browser(browser, url, calls):
+    page = browser.new_page()
+    page.goto(url)
+    wait_for_three(calls)
+    page.close()
+    assert_no_more(calls)
+
+
+@pytest.mark.slow
+def test_digits_in_a_browser(browser, tmp_path, record_property, pytestconfig):
+    """`make app`: the first picture, then what each tab is for. `--screenshots` keeps what it looks like."""
+    folder = pytestconfig.getoption("--screenshots")
+
+    def screenshot(tab: str):
+        if folder is not None:
+            page.mouse.move(0, 0)
+            page.screenshot(path=Path(folder) / f"app-{tab}.png", full_page=True)
+
+    command = [sys.executable, "-m", "ddim_scheduler.app"]
+    with served(command, tmp_path / "log") as (_, url):
+        page = browser.new_page()
+        start = time.perf_counter()
+        page.goto(url)
+        visible(page.get_by_text("20 calls of the network")).wait_for()
+        page.wait_for_function("() => document.querySelector('img').complete")
+        record_property("seconds from opening the page to 16 digits in 20 steps", time.perf_counter() - start)
+        screenshot("sample")
+
+        page.get_by_role("tab", name="Compare").click()
+        page.get_by_role("button", name="Compare", exact=True).click()
+        page.wait_for_function("() => document.body.innerText.split('distance 0.').length == 5")
+        distances = [float(text) for text in re.findall(r"distance (0\.\d+)", page.inner_text("body"))]
+        assert min(distances) == distances[0]  # fitted
+        screenshot("compare")
+
+        page.get_by_role("tab", name="Interpolate").click()
+        page.get_by_role("button", name="Interpolate", exact=True).click()
+        visible(page.get_by_text("pipe.interpolate(0, 1, 16")).wait_for()
+        screenshot("interpolate")
+
+        page.get_by_role("tab", name="Invert and edit").click()
+        page.get_by_role("button", name="Take a sample").click()
+        page.wait_for_function("() => [...document.querySelectorAll('img')].filter(img => img.offsetParent).length")
+        page.get_by_role("button", name="Invert", exact=True).click()
+        visible(page.get_by_text("The picture comes back")).wait_for()
+        draw_upon_the_middle(page, 80, 60)
+        page.get_by_role("button", name="Edit", exact=True).click()
+        visible(page.get_by_text("mask=mask")).wait_for()
+        screenshot("edit")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_page_and_its_runs(unet, tmp_path):
+    """Without a traceback, though a run of a thousand steps goes on."""
+    from gradio_client import Client
+
+    EtaDDIMPipeline(unet, EtaDDIMScheduler()).save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "ddim_scheduler.app", tmp_path / "model"]
+    with served(command, tmp_path / "log") as (server, url):
+        client = Client(url, verbose=False, httpx_kwargs={"timeout": 120})
+        columns = [value for name in ("EtaDDIM", *3 * ["none"]) for value in (name, 2, 0, "leading")]
+        job = client.submit(0, 16, -1, 1, True, *columns, api_name="/compare")
+        while len(job.outputs()) < 2:  # the distance is yet to come
+            time.sleep(0.1)
+        time.sleep(1)
+        assert not job.done()
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=10)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
 def test_space_starts_from_its_folder_in_a_fresh_environment(model, tmp_path):
     """Where nothing is installed but what its requirements.txt asks for."""
     from gradio_client import Client
 
-    space, root = tmp_path / "space", Path(__file__).parents[1]
+    space = tmp_path / "space"
     export_space(model.name, space)
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "-c", root / "constraints.txt", "-r", "requirements.txt"]
+    install = [python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", "-r", "requirements.txt"]
     subprocess.run(install, cwd=space, check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with (tmp_path / "log").open("w") as log:
-        environment = {**os.environ, "GRADIO_SERVER_PORT": port, "PYTHONNOUSERSITE": "1"}
-        server = subprocess.Popen([python, "app.py"], cwd=space, env=environment, stdout=log, stderr=log)
-    try:
-        while "Running on" not in (tmp_path / "log").read_text():
-            assert server.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.5)
+    with served([python, "app.py"], tmp_path / "log", cwd=space, PYTHONNOUSERSITE="1") as (_, url):
         settings = Settings(num_images=2, num_inference_steps=4)
-        client = Client(f"http://127.0.0.1:{port}", verbose=False, httpx_kwargs={"timeout": 120})
+        client = Client(url, verbose=False, httpx_kwargs={"timeout": 120})
         picture = client.predict(*draw_arguments(settings), api_name="/draw")[0]
         assert abs(opened(picture) - shown_of(model, settings)).max() <= 1
-    finally:
-        server.terminate()
-        server.wait()

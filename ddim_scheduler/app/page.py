@@ -342,6 +342,7 @@ def edit_tab(model: Model):
 
 
 RUN: dict[str, Any] = {
+    "show_progress": "minimal",
     "trigger_mode": "always_last",  # what is changed during a run is drawn after it
     "concurrency_id": "model",
     "concurrency_limit": RUNS_AT_ONCE,
