@@ -1,3 +1,4 @@
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import that reads it
@@ -40,6 +41,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def log_tells_all():
+    """Whatever a benchmark or script that ran before in this process has silenced."""
+    logging.getLogger("ddim_scheduler").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

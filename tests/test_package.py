@@ -26,6 +26,8 @@ images = EtaDDIMPipeline.from_pretrained("saved")(num_inference_steps=2, seed=0,
 print(json.dumps({"file": ddim_scheduler.__file__, "shape": images.shape}))
 """
 
+pytestmark = pytest.mark.xdist_group("package")  # one build at a time, since it is made in the clone
+
 
 def run(*command: str, cwd: Path, **env: str) -> str:
     result = subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False)
