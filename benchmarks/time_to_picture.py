@@ -23,6 +23,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
+from ddim_scheduler.app.samplers import distance
 from ddim_scheduler.command_line import run
 from ddim_scheduler.fitting import teacher_of
 from ddim_scheduler.training.processes import computes_bfloat16
@@ -52,10 +53,6 @@ class Run:
         made = self.pipeline(NUM_IMAGES, self.steps, latents=noise.to(unet.device), output_type="latent").images.cpu()
         self.seconds.append(time.perf_counter() - start)
         return made.float()
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return (a - b).square().mean().sqrt().item()
 
 
 def compare(folder: Path, device: str) -> list[tuple[Run, float]]:
