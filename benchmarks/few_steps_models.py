@@ -4,7 +4,8 @@
 Samplers of few steps of a trained model: those that it carries, DDIM, and the multistep samplers of diffusers. A trial
 with few images says which of these, in which setting, are the best three for each number of calls; these are compared.
 
-    python benchmarks/few_steps_models.py data/digits outputs/digits-classifier.safetensors
+    python benchmarks/few_steps_models.py models/digits data/digits --features digits \\
+        --weights outputs/digits-classifier.safetensors
 
 `make data/digits` makes the one, `examples/train_classifier.py` the other. `few_steps_classes.py` does the same with a
 class-conditional model.
@@ -21,11 +22,13 @@ import torch
 from ddim_scheduler import EtaDDIMPipeline
 from ddim_scheduler.command_line import run
 from ddim_scheduler.evaluation import (
+    FEATURES,
     FeatureNetwork,
+    Scores,
     extract_features,
-    frechet_distance,
     load_images,
     load_network,
+    scores,
     shuffled,
 )
 from ddim_scheduler.generation import image_shape
@@ -47,9 +50,8 @@ from few_steps import (
 )
 from report import around, update, versions
 
-MODEL = Path(__file__).parents[1] / "models" / "digits"
-COUNTS = (5, 8, 10, 15, 20)
-CONVERGED_STEPS = 64
+COUNTS = (3, 5, 8, 10, 15, 20, 30, 50)
+CONVERGED_STEPS = 200
 TRIAL_SEED, TRIAL_IMAGES = 99, 4
 PICTURE_SEED, BATCH_SIZE = 200, 64
 DDIM = "DDIM `trailing`"
@@ -124,9 +126,9 @@ def images_of(track: Track, sampler: Sampler, N: int, num_images: int) -> torch.
     return ((torch.cat(parts) + 1) * 127.5).clamp(0, 255).round().byte()
 
 
-def frechet_distances(
+def compared(
     track: Track, scheduler: Any, num_images: int, data_dir: Path, network: FeatureNetwork
-) -> dict[str, float]:
+) -> dict[str, Scores]:
     """Of the fitted sampler, of DDIM, and of real images that are not in the reference, scaled as for training."""
     fitted, ddim = ours_of(track, scheduler)
     images = {f"fitted, {N} calls": images_of(track, fitted, N, num_images) for N in (5, 10)}
@@ -134,7 +136,13 @@ def frechet_distances(
     train, test = (load_images(data_dir / part, like=images[f"{DDIM}, 50 calls"]) for part in ("train", "test"))
     images["other real images"] = shuffled(test)[:num_images]
     reference = extract_features(train, network)
-    return {title: frechet_distance(extract_features(some, network), reference) for title, some in images.items()}
+    return {title: scores(extract_features(some, network), reference) for title, some in images.items()}
+
+
+def figures(row: Scores) -> str:
+    frechet = "-" if row.frechet is None else f"{row.frechet:.3f}"
+    kernel = f"{1000 * row.kernel:.1f} ± {1000 * row.kernel_std:.1f}"
+    return f"{frechet} | {kernel} | {row.precision:.2f} | {row.coverage:.2f}"
 
 
 @torch.no_grad()
@@ -144,18 +152,18 @@ def main(argv: list[str] | None = None) -> Results:
         description="Samplers of few steps of a trained model, ours and those of diffusers, from the same noise.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("data_dir", type=Path, help="folder of digits, with train/ and test/")
-    parser.add_argument("classifier", type=Path, help="weights of the classifier of digits")
-    parser.add_argument("--model", type=Path, default=MODEL, help="folder of an EtaDDIMPipeline with fitted samplers")
+    parser.add_argument("model", type=Path, help="folder of an EtaDDIMPipeline with fitted samplers")
+    parser.add_argument("data_dir", type=Path, help="folder of the real images, with train/ and test/")
+    parser.add_argument("--features", choices=FEATURES, default="efficientnet", help="what images are compared by")
+    parser.add_argument("--weights", type=Path, help="file of the feature network's weights")
     parser.add_argument("--num_images", type=int, default=32, help="samples for each cell and seed")
-    parser.add_argument("--num_compared", type=int, default=320, help="images for a Fréchet distance")
+    parser.add_argument("--num_compared", type=int, default=320, help="images that are compared with the real ones")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
     args = parser.parse_args(argv)
+    marker = f"few-steps-{args.model.name}"
     if args.update is not None:
-        around(args.update, "few-steps-models")
-    network = load_network("digits", args.classifier)
-    if not network.num_features < args.num_compared:
-        parser.error(f"--num_compared must be more than {network.num_features}")
+        around(args.update, marker)
+    network = load_network(args.features, args.weights)
     quiet()
 
     pipe = EtaDDIMPipeline.from_pretrained(args.model)
@@ -164,16 +172,16 @@ def main(argv: list[str] | None = None) -> Results:
     parts = [f"{versions('cpu')}.\n", *report(f"`{args.model.name}`", trial, results, COUNTS, args.num_images)]
     print("\n".join(parts), flush=True)
 
-    distances = frechet_distances(track, pipe.scheduler, args.num_compared, args.data_dir, network)
+    rows = compared(track, pipe.scheduler, args.num_compared, args.data_dir, network)
     parts += [
-        f"Fréchet distance of {args.num_compared} images of `{args.model.name}` from the training images, in the "
-        f"classifier's {network.num_features} features:\n\n| | |\n|---|---|",
-        *(f"| {title} | {distance:.3f} |" for title, distance in distances.items()),
+        f"{args.num_compared} images of `{args.model.name}` against the training images, in the {network.num_features} "
+        f"features of {args.features}:\n\n| | Fréchet | kernel x 1000 | precision | coverage |\n|---|---|---|---|---|",
+        *(f"| {title} | {figures(row)} |" for title, row in rows.items()),
     ]
     text = "\n".join(parts) + "\n"
     print(text, flush=True)
     if args.update is not None:
-        update(args.update, "few-steps-models", text)
+        update(args.update, marker, text)
     return results
 
 

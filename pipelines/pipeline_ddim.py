@@ -45,8 +45,8 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         unet (`UNet2DModel`):
             Predicts epsilon, x_0 or v (as the scheduler's `prediction_type` says) from x_t and t. It returns as many
             channels as it takes, twice as many for a learned variance; the channels that it takes beyond those it
-            returns are of a `condition`. Also one in `torch.compile`, DDP or PEFT, or of
-            another class that is called in the same way.
+            returns are of a `condition`. Also one in `torch.compile`, DDP or PEFT, or of another class that is called
+            in the same way.
         scheduler (`SchedulerMixin`):
             Kept as it is if it is an `EtaDDIMScheduler` or of a class derived from that, or if its `step` takes `eta`.
             Any other, a `DDPMScheduler` for instance, is converted by `EtaDDIMScheduler.from_config`, and so are
@@ -270,8 +270,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
                     sample = ratio.sqrt() * sample + (1 - ratio).sqrt() * fresh
                 latents, last_latents = sample, latents if method == "o_belm" else None
             if callback_on_step_end is not None:
-                tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-                returned = callback_on_step_end(self, i, t, tensors)
+                returned = callback_on_step_end(self, i, t, dict.fromkeys(callback_on_step_end_tensor_inputs, latents))
                 if isinstance(returned, dict) and "latents" in returned:
                     check_tensor("latents` of `callback_on_step_end", returned["latents"], shape)
                     latents = returned["latents"].to(device, dtype)
@@ -281,9 +280,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         latents = latents.float()
         self._check_finite("images", latents)
         images = from_latents(latents, output_type)
-        if not return_dict:
-            return (images,)
-        return ImagePipelineOutput(images=images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def check_inputs(
         self,

@@ -158,8 +158,9 @@ def test_few_steps_of_a_model(pipeline, image_folder, tmp_path, monkeypatch):
     pipeline.scheduler = fit_sampler(pipeline, [5, 10], teacher_steps=12, seeds=2)
     pipeline.save_pretrained(tmp_path / "model")
     document = tmp_path / "RESULTS.md"
-    document.write_text("<!-- few-steps-models -->\n<!-- /few-steps-models -->\n")
-    arguments = [tmp_path / "data", write_classifier(tmp_path / "digits.safetensors"), "--model", tmp_path / "model"]
+    document.write_text("<!-- few-steps-model -->\n<!-- /few-steps-model -->\n")
+    weights = write_classifier(tmp_path / "digits.safetensors")
+    arguments = [tmp_path / "model", tmp_path / "data", "--features", "digits", "--weights", weights]
     arguments += ["--num_images", 2, "--num_compared", 34, "--update", document]
     results = few_steps_models.main([*map(str, arguments)])
     assert len(results) == 2 * (2 + 3)

@@ -318,6 +318,10 @@ class ImageDataset(torch.utils.data.Dataset):
             result.append(image.float() / scale * 2 - 1)
         return result[0], self.labels[number], *result[1:]
 
+    def frequent_labels(self, number: int) -> list[int]:
+        """So many labels, each as frequent as among the images."""
+        return [self.labels[k * len(self) // number] for k in range(number)]
+
     def remarks(self) -> list[str]:
         """What a person should know of how the images were taken, a line for each kind."""
         lines = self.readers[0].remarks(self.left_out)

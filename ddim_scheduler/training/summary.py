@@ -22,7 +22,9 @@ def describe_images(dataset: ImageDataset, held_out: ImageDataset | None = None)
         dataset: The images.
         held_out: Those of the validation loss.
     """
-    where = "decoded in each epoch" if dataset.images is None else f"{_bytes(dataset) / 1e6:.1f} MB in memory"
+    where = "decoded in each epoch, for they do not fit in memory: see --dataloader_num_workers"
+    if dataset.images is not None:
+        where = f"{_bytes(dataset) / 1e6:.1f} MB in memory"
     height, width = dataset.resolution
     lines = [f"{len(dataset)} images of {dataset.channels} x {height} x {width} (channels, height, width), {where}"]
     if dataset.condition_channels:

@@ -64,8 +64,6 @@ def load_datasets(
         white_level=args.white_level,
         **settings,
     )
-    if dataset.images is None:
-        logger.warning("The images do not fit in memory and are decoded in each epoch. See --dataloader_num_workers.")
     if held_out is None:
         return dataset, None
     white_level = args.white_level or WHITE_LEVEL  # a few may be dark
@@ -157,10 +155,8 @@ def main(argv: list[str] | None = None) -> float:
     )
     dataset, held_out = load_datasets(args, accelerator)
     num_classes = None if dataset.class_names is None else len(dataset.class_names)
-    global_batch_size = args.train_batch_size * accelerator.num_processes
-    batches_per_epoch, accumulation = training.count_batches(
-        len(dataset), global_batch_size, args.gradient_accumulation_steps
-    )
+    batch_size = args.train_batch_size * accelerator.num_processes
+    batches_per_epoch, accumulation = training.count_batches(len(dataset), batch_size, args.gradient_accumulation_steps)
     accelerator.gradient_accumulation_steps = accumulation
     steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
@@ -219,7 +215,7 @@ def main(argv: list[str] | None = None) -> float:
     logger.info(
         f"{training.describe_unet(unet)}, {accelerator.num_processes} x {accelerator.device.type}, step {global_step} "
         f"of {max_train_steps} ({steps_per_epoch} an epoch, {num_warmup_steps} of warm-up), "
-        f"{global_batch_size * accumulation} images a step"
+        f"{batch_size * accumulation} images a step"
     )
 
     is_quiet = not accelerator.is_main_process
@@ -260,11 +256,8 @@ def main(argv: list[str] | None = None) -> float:
                 training.write_pipeline(pipeline, output_dir)
         training.save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
 
-    preview_labels, eval_labels = None, None
-    if num_classes is not None:
-        preview_labels = range(num_classes)
-        number = args.eval_num_images  # with classes as frequent as in the data
-        eval_labels = [dataset.labels[k * len(dataset) // number] for k in range(number)]
+    preview_labels = None if num_classes is None else range(num_classes)
+    eval_labels = None if num_classes is None else dataset.frequent_labels(args.eval_num_images)
     conditions = training.conditions_of(held_out or dataset, max(args.eval_batch_size, args.eval_num_images))
 
     # 4. the loop
