@@ -9,7 +9,7 @@
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
 #   make samples     samples of the model in models/digits, without any training (MODEL=models/blue-marble)
 #   make app         a page in the browser to look at that model (the same)
-#   make models      train the models in models/: an hour each on two cores, resumable
+#   make models      train the model in models/digits: an hour on two cores, resumable (models-blue-marble: of colour)
 #   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
@@ -104,9 +104,9 @@ results: $(INSTALLED) data/digits $(CLASSIFIER)
 		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
 		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
 
-# The models that come with the repository, at 32x32. Training goes on where it was if it is stopped; then half precision,
-# without the copies of this package's code. models/*/README.md are the models' cards.
-models: models-digits models-blue-marble
+# Models at 32x32; that of digits comes with the repository. Training goes on where it was if it is stopped; then half
+# precision, without the copies of this package's code. models/digits/README.md is the model's card.
+models: models-digits
 
 models-digits: OPTIONS = --train_batch_size 32 --learning_rate 2e-3 --lr_warmup_steps 100 --adam_weight_decay 0.01 \
 	--ema_max_decay 0.999

@@ -18,6 +18,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler.command_line import add_device
 
 from report import update, versions
 from step import ratio_of
@@ -53,7 +54,7 @@ ROUNDS = 12
 def main(argv: list[str] | None = None) -> list[float]:
     """Prints a table and returns the ratios of the eager pipelines."""
     parser = argparse.ArgumentParser(description="Time the pipeline against diffusers', alternately.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device(parser, "cpu or cuda", "cpu")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()

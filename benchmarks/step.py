@@ -21,6 +21,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler.command_line import add_device
 
 from report import update, versions
 
@@ -48,7 +49,7 @@ class Ratio(NamedTuple):
 def main(argv: list[str] | None = None) -> dict[tuple, Ratio]:
     """Prints the tables and returns the ratios of the steps: by shape, dtype, eta, clipping and kind of timestep."""
     parser = argparse.ArgumentParser(description="Time the scheduler against diffusers', alternately.")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device(parser, "cpu or cuda", "cpu")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between their markers")
     parser.add_argument("--plot", type=Path, help="PNG to draw the times of a step into (needs matplotlib)")
     args = parser.parse_args(argv)

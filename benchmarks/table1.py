@@ -20,7 +20,7 @@ from accelerate import PartialState
 from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
-from ddim_scheduler.command_line import run
+from ddim_scheduler.command_line import add_device, run
 from ddim_scheduler.evaluation import (
     FEATURES,
     Scores,
@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "--rows_of_many_steps", nargs="+", default=list(ROWS), choices=ROWS, help="rows that have 1000 steps as well"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the images")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add_device(parser, "cpu or cuda")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/table1"), help="folder of the images")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--plot", type=Path, help="PNG file to write")

@@ -24,7 +24,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators
 from ddim_scheduler.app.samplers import distance
-from ddim_scheduler.command_line import run
+from ddim_scheduler.command_line import add_device, run
 from ddim_scheduler.fitting import teacher_of
 from ddim_scheduler.training.processes import computes_bfloat16
 
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[Path, list[tuple[Run, float]]]:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("models", type=Path, nargs="+", help="folders of EtaDDIMPipelines with fitted samplers")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    add_device(parser, "cpu or cuda", "cpu")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
     args = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in a line, without the usage."""
@@ -24,6 +26,20 @@ def run(main: Callable[[], Any]):
         raise SystemExit(130) from None
     except (ImportError, NotImplementedError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def add_device(parser: argparse.ArgumentParser, help: str, default: str | None = None):
+    """Adds `--device`, the GPU by default if there is one; what torch cannot compute on here is refused."""
+    default = default or ("cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=_device, default=default, help=help)
+
+
+def _device(name: str) -> str:
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f"torch cannot compute on {name!r} here: {error}".splitlines()[0]) from None
+    return name
 
 
 def import_extra(name: str, extra: str) -> Any:

@@ -28,7 +28,7 @@ from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from . import EtaDDIMPipeline
-from .command_line import Parser, run
+from .command_line import Parser, add_device, run
 from .fitted_tables import FittedTable
 from .foreign_configs import is_of_flow_matching
 from .generation import in_turn, read_conditions
@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--seeds", type=int, default=16, help="trajectories to fit to")
     parser.add_argument("--arguments", type=json.loads, default={}, help="of the pipeline's call, a JSON dictionary")
     parser.add_argument("--condition_dir", help="pictures that the images of a model with a condition are made from")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to run it")
+    add_device(parser, "where to run it")
     args = parser.parse_args(argv)
     if not isinstance(args.arguments, dict):
         parser.error(f"--arguments must be a JSON dictionary, but is {args.arguments!r}")

@@ -15,9 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
-from ddim_scheduler.command_line import Parser, import_extra, run
+from ddim_scheduler.command_line import Parser, add_device, import_extra, run
 from ddim_scheduler.evaluation import (
     FEATURES,
     Scores,
@@ -41,7 +39,7 @@ def main(argv: list[str] | None = None) -> list[Scores]:
     parser.add_argument("--features", choices=FEATURES, default="inception", help="what the images are compared by")
     parser.add_argument("--weights", type=Path, help="file of the feature network's weights")
     parser.add_argument("--num_images", type=int, help="only the first of the generated images, by name")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for the features")
+    add_device(parser, "for the features")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(argv)
     if args.num_images is not None and args.num_images < 1:

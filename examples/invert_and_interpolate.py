@@ -19,7 +19,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, image_generators, slerp
-from ddim_scheduler.command_line import Parser, run
+from ddim_scheduler.command_line import Parser, add_device, run
 from ddim_scheduler.generation import PICTURE_CHANNELS, image_shape, picture_grid
 from ddim_scheduler.image_files import center_crop
 from ddim_scheduler.image_folders import ImageReader, find_images
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--batch_size", type=int, default=100, help="images at a time, for the reconstruction error")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and of the choice of images")
     parser.add_argument("--scale", type=int, default=2, help="each pixel becomes that many pixels wide and high")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    add_device(parser, "where to compute")
     args = parser.parse_args(argv)
     for name, least in (("num_images", 4), ("num_reconstructed", args.num_images), ("batch_size", 1), ("scale", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:

@@ -18,7 +18,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ddim_scheduler import EtaDDIMPipeline
-from ddim_scheduler.command_line import Parser, run
+from ddim_scheduler.command_line import Parser, add_device, run
 from ddim_scheduler.generation import (
     PICTURE_CHANNELS,
     classes_in_turn,
@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="to the right, the same noise by the DDIMScheduler in diffusers, in as many steps",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to sample")
+    add_device(parser, "where to sample")
     args = parser.parse_args(argv)
     for name in ("num_images", "scale"):
         if getattr(args, name) < 1:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ddim_scheduler import EtaDDIMPipeline
-from ddim_scheduler.command_line import Parser, run
+from ddim_scheduler.command_line import Parser, add_device, run
 from ddim_scheduler.generation import image_shape, picture_grid
 from ddim_scheduler.image_files import center_crop
 from ddim_scheduler.image_folders import ImageReader, find_images
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, float] | None:
     command.add_argument("--num_inference_steps", type=int, default=20, help="DDIM steps")
     command.add_argument("--guidance_scale", type=float, default=1.0, help="above 1: closer to the condition")
     command.add_argument("--output", type=Path, default=Path("outputs/super-resolution.png"), help="picture to write")
-    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to sample")
+    add_device(command, "where to sample")
     command.set_defaults(do=measure)
     args = parser.parse_args(argv)
     for name in ("factor", "num_images", "samples", "num_inference_steps"):

@@ -13,7 +13,8 @@ import PIL.Image
 import pytest
 from diffusers import UNet2DModel
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, EtaFlowMatchScheduler
+from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, EtaFlowMatchScheduler, fitting
+from ddim_scheduler.app import __main__ as app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -38,6 +39,16 @@ def test_nothing_imports_an_example(folder):
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module]
             assert not examples & {part for name in names for part in name.split(".")[:1]}, file
+
+
+@pytest.mark.parametrize("name", ["tpu9", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_there_is_refused_in_a_line(name, capsys):
+    for main in (sample_grid.main, app.main, fitting.main):
+        with pytest.raises(SystemExit):
+            main(["nowhere", "--device", name])
+        error = capsys.readouterr().err
+        assert f"torch cannot compute on {name!r}" in error
+        assert "Traceback" not in error
 
 
 def test_prepare_digits(tmp_path, capsys):

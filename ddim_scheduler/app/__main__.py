@@ -7,12 +7,11 @@ The page is on this machine alone, unless it is shared.
 """
 
 import argparse
+import threading
 from pathlib import Path
 
-import torch
-
 from .. import EtaDDIMPipeline
-from ..command_line import import_extra, run
+from ..command_line import add_device, import_extra, run
 from .samplers import Model
 from .space import export_space
 
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None):
         "--share", choices=("no", "yes"), default="no", help="yes: a public link, through Gradio's servers"
     )
     parser.add_argument("--port", type=port, help="port of the page; if not given, the first free one from 7860 on")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
+    add_device(parser, "where to compute")
     parser.add_argument("--export-space", type=Path, metavar="DIR", help="write a Space into a new folder and end")
     args = parser.parse_args(argv)
     import_extra("gradio", "app")
@@ -47,10 +46,17 @@ def main(argv: list[str] | None = None):
         export_space(args.model, args.export_space)
         print(f"The Space is in {args.export_space}: try it by `python app.py` there, push it as it is.")
         return
+    page = build_page(model)
+    page.launch(
+        share=args.share == "yes", server_port=args.port, show_error=True, footer_links=[], prevent_thread_lock=True
+    )
     try:
-        build_page(model).launch(share=args.share == "yes", server_port=args.port, show_error=True, footer_links=[])
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("The page is closed.")
     finally:
-        model.runs.stop_all()  # the process waits for their threads
+        model.runs.stop_all()  # first: closing waits for what is under way
+        page.close()
 
 
 if __name__ == "__main__":
