@@ -7,7 +7,7 @@
 #   make quality     lint, format, types
 #   make bench       ours against diffusers, alternately (DEVICE=cuda for a GPU)
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
-#   make samples     samples of the model in models/digits, without any training (MODEL=models/blue-marble)
+#   make samples     samples of the model in models/digits, without any training (MODEL=outputs/photos)
 #   make app         a page in the browser to look at that model (the same)
 #   make models      train the model in models/digits: an hour on two cores, resumable (models-blue-marble: of colour)
 #   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
@@ -120,7 +120,7 @@ models-digits models-blue-marble: models-%: data/%
 		--checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900 $(OPTIONS)
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
 		Pipeline.from_pretrained('outputs/$*-32', torch_dtype=torch.float16).save_pretrained('models/$*')"
-	$(VENV)/bin/python -m ddim_scheduler.fitting models/$* --steps 3 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
+	$(VENV)/bin/python -m ddim_scheduler.fitting models/$* --steps 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
 	rm models/$*/*.py models/$*/scheduler/*.py
 
 clean:

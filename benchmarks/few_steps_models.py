@@ -7,8 +7,8 @@ with few images says which of these, in which setting, are the best three for ea
     python benchmarks/few_steps_models.py models/digits data/digits --features digits \\
         --weights outputs/digits-classifier.safetensors
 
-`make data/digits` makes the one, `examples/train_classifier.py` the other. `few_steps_classes.py` does the same with a
-class-conditional model.
+`make data/digits` makes the images, `examples/train_classifier.py` the weights. `few_steps_classes.py` does the same
+with a class-conditional model.
 """
 
 import argparse
@@ -50,7 +50,7 @@ from few_steps import (
 )
 from report import around, update, versions
 
-COUNTS = (3, 5, 8, 10, 15, 20, 30, 50)
+COUNTS = (5, 8, 10, 15, 20, 30, 50)
 CONVERGED_STEPS = 200
 TRIAL_SEED, TRIAL_IMAGES = 99, 4
 PICTURE_SEED, BATCH_SIZE = 200, 64
@@ -160,6 +160,8 @@ def main(argv: list[str] | None = None) -> Results:
     parser.add_argument("--num_compared", type=int, default=320, help="images that are compared with the real ones")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
     args = parser.parse_args(argv)
+    if args.num_compared < 4:
+        parser.error(f"--num_compared must be at least 4, but is {args.num_compared}")
     marker = f"few-steps-{args.model.name}"
     if args.update is not None:
         around(args.update, marker)
