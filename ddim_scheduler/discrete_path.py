@@ -154,12 +154,7 @@ class DiscretePath(LiveAttributes, EtaSteps):
         if not isinstance(timestep, torch.Tensor):
             t = timestep if torch.compiler.is_compiling() else self._check_timestep(timestep)
             timestep = torch.full((1,), t)
-        timesteps, batch_size = self._check_timesteps("timestep", timestep), sample.shape[:1].numel()
-        if len(timesteps) not in (1, batch_size):
-            raise ValueError(
-                f"`timestep` must hold one timestep or one for each of the {batch_size} samples, but hold "
-                f"{len(timesteps)}."
-            )
+        timesteps = self._check_timesteps("timestep", timestep)
         row = self._table.rows(timesteps, sample, isinstance(eta, float) and eta == 0)
         if is_readable(timesteps):
             self._check_signal(timesteps.numpy())

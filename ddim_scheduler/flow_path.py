@@ -183,12 +183,7 @@ class FlowPath(LiveAttributes, EtaSteps):
         if isinstance(timestep, Tokens):
             row = self._row_of_tokens(timestep.timesteps, sample)
         else:
-            indices, batch_size = self._indices("timestep", timestep), sample.shape[:1].numel()
-            if len(indices) not in (1, batch_size):
-                raise ValueError(
-                    f"`timestep` must hold one timestep or one for each of the {batch_size} samples, but holds "
-                    f"{len(indices)}."
-                )
+            indices = self._indices("timestep", timestep)
             row = self._table.rows(indices, sample, isinstance(eta, float) and eta == 0)
         return row, check_eta(eta, sample, row.alpha_t.dtype) if isinstance(eta, torch.Tensor) else eta, torch.sqrt
 

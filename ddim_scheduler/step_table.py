@@ -41,6 +41,12 @@ class StepTable:
         Rows as tensors of shape (n, 1, ...) with the sample's dimensions, on its device; without what eta = 0 does not
         need, if `is_deterministic`.
         """
+        batch_size = sample.shape[:1].numel()
+        if len(indices) not in (1, batch_size):
+            raise ValueError(
+                f"`timestep` must hold one timestep or one for each of the {batch_size} samples, but holds "
+                f"{len(indices)}."
+            )
         columns = self._on(sample.device)
         return Row(*self._select(columns[:4] if is_deterministic else columns, indices, sample))
 
