@@ -17,6 +17,8 @@ from .steps import EtaSteps
 from .timestep_grids import as_timesteps, previous_timesteps
 from .validation import check_eta, check_floating, check_integer, check_noise, check_number
 
+FIXED = ("_get_variance", "previous_timestep")  # methods that a step does not call
+
 
 class DiscretePath(LiveAttributes, EtaSteps):
     """
@@ -44,19 +46,28 @@ class DiscretePath(LiveAttributes, EtaSteps):
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        for name in ("_get_variance", "previous_timestep"):
+        for name in FIXED:
             if getattr(cls, name) is not getattr(DiscretePath, name):
-                raise TypeError(
-                    f"`{name}` of {cls.__name__} would change no step, which reads a table of all variances and "
-                    "successors: set `timesteps`, give `eta` or `variance_type`, or override `step`."
-                )
+                cls._refuse(name)
+
+    @classmethod
+    def _refuse(cls, name: str):
+        raise TypeError(
+            f"`{name}` of {cls.__name__} would change no step, which reads a table of all variances and successors: "
+            "set `timesteps`, give `eta` or `variance_type`, or override `step`."
+        )
+
+    def __setattr__(self, name: str, value: Any):
+        if name in FIXED:
+            self._refuse(name)
+        super().__setattr__(name, value)
 
     # ------------------------------------------------------------------------------- the noise schedule and the grid
 
     def _set_noise_schedule(self, log_alphas_cumprod: np.ndarray, **written: torch.Tensor):
         """Takes a noise schedule, which keeps the grid, and publishes it, but for the tensors that were `written`."""
         state, num_timesteps = self.__dict__, len(log_alphas_cumprod)
-        former, timesteps = state.get("_log_alphas_cumprod", ()), state.get("timesteps")
+        former, timesteps = state.get("_levels", np.empty((3, 1)))[0], state.get("timesteps")
         final = self._written_final
         if final is None:
             final = 0.0 if self.config.set_alpha_to_one else log_alphas_cumprod[0]
@@ -72,19 +83,25 @@ class DiscretePath(LiveAttributes, EtaSteps):
 
         # from here on nothing is refused
         self._log_alphas_cumprod, self._levels = log_alphas_cumprod, levels
-        betas, alphas_cumprod = betas_of(log_alphas_cumprod), np.exp(log_alphas_cumprod)
-        arrays = {"betas": betas, "alphas": 1 - betas, "alphas_cumprod": alphas_cumprod}
-        arrays["final_alpha_cumprod"] = np.exp(final)
-        arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
-        tensors = {name: counted(torch.from_numpy(array)) for name, array in arrays.items()} | written
-        values = {name: array.astype(np.float64) for name, array in arrays.items()}
-        self._publish(tensors, values | {name: values_of(tensor) for name, tensor in written.items()})
+        arrays = {}
+        if not np.array_equal(log_alphas_cumprod, former[:-1]):  # else the tensors stay, which somebody may hold
+            betas, alphas_cumprod = betas_of(log_alphas_cumprod), np.exp(log_alphas_cumprod)
+            arrays = {"betas": betas, "alphas": 1 - betas, "alphas_cumprod": alphas_cumprod}
+        if "final_alpha_cumprod" not in state or final != former[-1]:
+            arrays["final_alpha_cumprod"] = np.exp(final)
+        tensors = {name: self._tensor_like_former(name, array) for name, array in arrays.items()} | written
+        self._publish(tensors, {name: values_of(tensor) for name, tensor in tensors.items()})
         if not self._has_grid:
             self._set_grid(grid, None)
-        elif num_timesteps != len(former):
+        elif num_timesteps != len(former) - 1:
             self._set_grid(grid, self._table.tensor.device, timesteps)
         else:  # a stride stays as well
             self._table = self._table_of(levels, self._prev_timesteps, self._table.tensor.device)
+
+    def _tensor_like_former(self, name: str, array: np.ndarray) -> torch.Tensor:
+        """A public tensor of new values, where and in which dtype it was before; float32 on the host at first."""
+        former = self.__dict__.get(name, torch.empty(0))
+        return counted(torch.as_tensor(array).to(former.device, former.dtype))
 
     def _set_grid(self, grid: np.ndarray, device: str | torch.device | None, timesteps: torch.Tensor | None = None):
         """Publishes a grid, as the tensor `timesteps` if that was written, and fills the table."""
@@ -123,10 +140,15 @@ class DiscretePath(LiveAttributes, EtaSteps):
         elif name == "num_inference_steps":
             num_timesteps, former = self.config.num_train_timesteps, self.__dict__[name]
             self._set_number(None if value is None else check_integer(name, value, 1, num_timesteps))
-            if value not in (None, former, len(self.__dict__["timesteps"])):
-                stride = np.maximum(np.arange(self._table.length) - num_timesteps // value, -1)
-                table = self._table_of(self._levels, stride, self._table.tensor.device)
-                self._prev_timesteps, self._table = stride, table
+            if value == former:
+                return
+            grid = self._published["timesteps"]
+            if value in (None, len(grid)):
+                prev_timesteps = previous_timesteps(grid, self._table.length)
+            else:
+                prev_timesteps = np.maximum(np.arange(self._table.length) - num_timesteps // value, -1)
+            table = self._table_of(self._levels, prev_timesteps, self._table.tensor.device)
+            self._prev_timesteps, self._table = prev_timesteps, table
         elif name == "final_alpha_cumprod":
             check_number(name, float(value), math.exp(self._log_alphas_cumprod[0]) * (1 - 1e-6), 1.0)
             self._written_final = max(math.log(value), self._log_alphas_cumprod[0])

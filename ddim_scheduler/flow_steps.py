@@ -112,8 +112,7 @@ class FlowSteps(FlowPath):
         if index is None or type(eta) not in (float, int) or not 0 <= eta <= 1:
             return None
         check_same_shape("model_output", model_output, "sample", sample)
-        if generator is not None:
-            check_generator(generator, sample.shape[:1].numel())
+        check_generator(generator)
         dtype = torch.promote_types(sample.dtype, model_output.dtype)
         state = sample = cast(sample, dtype)
         if dtype != torch.float32 or model_output.dtype != torch.float32:

@@ -69,10 +69,11 @@ def adapt_config(config: Any, cls: type, given: dict[str, Any]) -> tuple[dict[st
         logger.info(f"`config` has no `clip_sample`: x_0 {state} clipped, {reason}. `clip_sample=` decides otherwise.")
     if "fitted_tables" not in config and (is_of_object or "_class_name" in config):
         config.pop("solver_order", None)  # of DPM-Solver or UniPC, which have one that is not asked for
-    if "predict_epsilon" in config:  # of diffusers 0.4 to 0.9
-        predicts_epsilon = config.pop("predict_epsilon")
-        if "prediction_type" not in {**config, **given}:
-            config["prediction_type"] = "epsilon" if predicts_epsilon else "sample"
+    for source in (given, config):  # of diffusers 0.4 to 0.9
+        if "predict_epsilon" in source and "prediction_type" not in {**source, **given}:
+            config["prediction_type"] = "epsilon" if source["predict_epsilon"] else "sample"
+            break
+    config.pop("predict_epsilon", None)
     return config, defaults
 
 

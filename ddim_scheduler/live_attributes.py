@@ -60,9 +60,14 @@ class LiveAttributes:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if "_live_tensors" in vars(cls):
-            for name in (*cls._live_tensors, *cls._live_numbers):
+        for name in (*cls._live_tensors, *cls._live_numbers):
+            if "_live_tensors" in vars(cls):
                 setattr(cls, name, _live(name))
+            elif hasattr(vars(cls).get(name), "__get__"):
+                raise TypeError(
+                    f"`{name}` of {cls.__name__} would change no step, which reads a table: write the attribute "
+                    "instead of making it a property."
+                )
 
     def _take_over(self, name: str, value: Any):
         """Makes a written attribute, or what changed in `"config"`, take effect, or raises and changes nothing."""
@@ -142,6 +147,12 @@ class LiveAttributes:
         for name, tensor in written.items():
             self._take_over(name, tensor)
         self._note_versions()
+
+    def to_json_string(self) -> str:
+        """The config as JSON, with numbers of numpy and tensors that were written into it as plain ones."""
+        with suppress(TypeError, ValueError, RuntimeError):  # as above
+            self._follow()
+        return super().to_json_string()  # type: ignore[misc]
 
     def save_config(self, *args: Any, **kwargs: Any):
         """Saves the config, after a check of what was written into it."""

@@ -76,7 +76,9 @@ def mean_factors(alpha_s: Any, direction: Any, p: Any, q: Any, r: Any, w: Any) -
 
 
 def noise_like(sample: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
-    """Fresh noise for a sample, which may have no dimensions."""
+    """Fresh noise for a sample, which may have no dimensions. A list holds one generator, or one for each row."""
+    if isinstance(generator, list) and len(generator) != 1:
+        check_generator(generator, sample.shape[:1].numel())
     noise = randn_tensor(sample.shape or (1,), generator, sample.device, sample.dtype)
     return noise if sample.ndim else noise[0]
 
@@ -132,7 +134,7 @@ class EtaSteps(Multistep):
             use_clipped_model_output (`bool`, *optional*):
                 Re-derive eps from the clipped x_0; the config's value if not given.
             generator (`torch.Generator` or a list of B, *optional*):
-                Source of the noise; a list has one for each sample.
+                Source of the noise; a list has one for each sample, or one for all. At a float eta of 0 it is not used.
             variance_noise (`torch.Tensor` of the sample's shape, *optional*):
                 The noise itself, instead of a generator.
             return_dict (`bool`, defaults to `True`):
@@ -146,8 +148,7 @@ class EtaSteps(Multistep):
         """
         check_floating("model_output", model_output)
         check_floating("sample", sample)
-        if generator is not None:
-            check_generator(generator, sample.shape[:1].numel())
+        check_generator(generator)
         if variance_noise is not None:
             _check_variance_noise(variance_noise, generator, sample)
         prev_sample, std, x_0 = self._transition(model_output, timestep, sample, eta, use_clipped_model_output)

@@ -75,14 +75,14 @@ def check_noise(noise: torch.Tensor, num_timesteps: int, name: str, sample: torc
         ) from None
 
 
-def check_generator(generator: Any, batch_size: int):
-    """None, a `torch.Generator`, or a list of one for each sample."""
+def check_generator(generator: Any, batch_size: int | None = None):
+    """None, a `torch.Generator`, or a list of one for each sample; of any number where no `batch_size` is given."""
     if generator is None:
         return
     generators = generator if isinstance(generator, list) else [generator]
     if not all(isinstance(g, torch.Generator) for g in generators):
         raise TypeError(f"`generator` must be a torch.Generator or a list of them, but is {generator!r}.")
-    if isinstance(generator, list) and len(generator) != batch_size:
+    if isinstance(generator, list) and batch_size is not None and len(generator) != batch_size:
         raise ValueError(f"`generator` must hold one for each of the {batch_size} samples, but holds {len(generator)}.")
 
 

@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, DDIMParallelScheduler, DDIMScheduler, UNet2DM
 from diffusers.utils import logging
 
 from ..image_files import scale_to
-from ..validation import check_choice, check_generator, check_integer, check_number
+from ..validation import check_bool, check_choice, check_generator, check_integer, check_number
 from .images import to_labels, to_tensor
 
 logger = logging.get_logger(__name__)
@@ -75,7 +75,7 @@ def _kind_of(value: Any) -> str:
     return f"the class {value.__name__} itself" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-def _takes(method: Callable, name: str) -> bool:
+def takes(method: Callable, name: str) -> bool:
     """Whether a method takes an argument of this name, or any."""
     parameters = inspect.signature(method).parameters
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -93,18 +93,13 @@ def check_sampler(scheduler: Any):
         )
 
 
-def takes_eta(scheduler: Any) -> bool:
-    """Whether the pipeline can keep a scheduler where there is no package to convert it."""
-    return _takes(scheduler.step, "eta")
-
-
 def as_sampler(scheduler: Any) -> Any:
     """The scheduler itself, if it is ours or its `step` takes eta; otherwise an `EtaDDIMScheduler` of its config."""
     check_sampler(scheduler)
     if any(cls.__module__ == "ddim_scheduler" for cls in type(scheduler).__mro__):
         return scheduler
     is_replaced = type(scheduler) in REPLACED and "step" not in vars(scheduler)
-    if takes_eta(scheduler) and not is_replaced:
+    if takes(scheduler.step, "eta") and not is_replaced:
         return scheduler
 
     name = type(scheduler).__name__
@@ -112,7 +107,7 @@ def as_sampler(scheduler: Any) -> Any:
         # not by a statement: diffusers asks everyone who loads this file from the Hub for what it imports
         package = importlib.import_module("ddim_scheduler")
     except ModuleNotFoundError:
-        if takes_eta(scheduler):
+        if takes(scheduler.step, "eta"):
             logger.warning(f"The pipeline samples with {name}: its conversion needs the package ddim-scheduler.")
             return scheduler
         raise ImportError(
@@ -206,8 +201,16 @@ class Components(ConfigMixin):
             if not isinstance(timesteps, list | tuple | np.ndarray | torch.Tensor):
                 raise TypeError(f"`timesteps` must be a list of integers, but is {timesteps!r}.")
 
+    def _check_step_arguments(self, eta: Any, use_clipped_model_output: Any):
+        if eta is not None:
+            check_number("eta", eta, 0.0, 1.0)
+            self._check_taken_by("step", "eta", eta)
+        if use_clipped_model_output is not None:
+            check_bool("use_clipped_model_output", use_clipped_model_output)
+            self._check_taken_by("step", "use_clipped_model_output", use_clipped_model_output)
+
     def _check_taken_by(self, method: str, name: str, value: Any):
-        if not _takes(getattr(self.scheduler, method), name):
+        if not takes(getattr(self.scheduler, method), name):
             raise ValueError(f"`{name}` is {value!r}, but `{method}` of {type(self.scheduler).__name__} takes none.")
 
     def _check_output_type(self, output_type: Any):

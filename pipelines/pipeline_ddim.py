@@ -18,7 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..sharing import PIPELINE_ENTRY, SharedPipeline
 from ..travelling import travelling_code
-from ..validation import check_bool, check_choice, check_integer, check_number
+from ..validation import check_choice, check_integer, check_number
 from .components import (
     as_sampler,
     check_channels,
@@ -27,7 +27,7 @@ from .components import (
     check_sampler,
     check_tensor,
     exact_dtype,
-    takes_eta,
+    takes,
 )
 from .images import from_latents, image_generators, to_labels, to_tensor
 from .inversion import Inversion
@@ -78,7 +78,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
 
     def _write_code(self, folder: Path):
         super()._write_code(folder)
-        if not takes_eta(self.scheduler):
+        if not takes(self.scheduler.step, "eta"):
             logger.warning(
                 f"`scheduler` is a {type(self.scheduler).__name__}, which takes no eta: what is saved loads only where "
                 "the package ddim-scheduler is installed, with an EtaDDIMScheduler in its place."
@@ -251,8 +251,10 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
             steps = steps[1:]
 
         # 3. the loop
-        given = {"eta": eta, "use_clipped_model_output": use_clipped_model_output, "generator": generator}
-        step_kwargs: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        given: dict[str, Any] = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+        if takes(self.scheduler.step, "generator"):
+            given["generator"] = generator
+        step_kwargs = {name: value for name, value in given.items() if value is not None}
         for i, (t, t_on_device, s) in enumerate(self.progress_bar(steps)):
             if variance_noise is not None:
                 step_kwargs |= {"generator": None, "variance_noise": variance_noise[i].to(device, dtype)}
@@ -315,11 +317,7 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
         self._check_grid(num_inference_steps, timesteps)
-        if eta is not None:
-            check_number("eta", eta, 0.0, 1.0)
-        if use_clipped_model_output is not None:
-            check_bool("use_clipped_model_output", use_clipped_model_output)
-            self._check_taken_by("step", "use_clipped_model_output", use_clipped_model_output)
+        self._check_step_arguments(eta, use_clipped_model_output)
         channels = self.image_channels
         if latents is not None and not (isinstance(latents, torch.Tensor) and latents.ndim == 4):
             raise TypeError(f"`latents` must be a tensor of shape (B, C, H, W), but is {latents!r}.")

@@ -162,6 +162,7 @@ def test_configs_of_older_versions_say_what_the_model_predicts(entries, expected
     config = {"beta_start": 1e-4, "beta_end": 0.02, **entries}
     assert EtaDDIMScheduler.from_config(config).config.prediction_type == expected
     assert EtaDDIMScheduler.from_config(config, prediction_type="epsilon").config.prediction_type == "epsilon"
+    assert EtaDDIMScheduler.from_config(config, predict_epsilon=False).config.prediction_type == "sample"
 
 
 def test_numbers_of_numpy_null_and_betas_alone(tmp_path):

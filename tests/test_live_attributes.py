@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.training_utils import compute_snr
 
-from ddim_scheduler import EtaDDIMInverseScheduler, EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMInverseScheduler, EtaDDIMScheduler, EtaFlowMatchScheduler
 
 STABLE_DIFFUSION = {
     "beta_start": 0.00085,
@@ -376,6 +376,34 @@ def test_number_written_as_it_is_changes_nothing():
     assert [scheduler.previous_timestep(t) for t in scheduler.timesteps[:-1]] == scheduler.timesteps[1:].tolist()
 
 
+@pytest.mark.parametrize("numbers", [(5, 10), (1000, 10), (5, None, 10), (3, 5, 10)])
+def test_number_that_is_written_back_gives_the_steps_of_the_grid_again(numbers):
+    scheduler = EtaDDIMScheduler(**STABLE_DIFFUSION | {"set_alpha_to_one": True})
+    scheduler.set_timesteps(10)
+    for number in numbers:
+        scheduler.num_inference_steps = number
+    assert [scheduler.previous_timestep(t) for t in scheduler.timesteps] == [*scheduler.timesteps[1:].tolist(), -1]
+    assert restored(scheduler) < 1e-5
+
+
+def test_what_a_write_leaves_as_it_was_stays_the_same_object():
+    """So that it can be written further, keeps its gradient, and its dtype."""
+    theirs, ours = DDIMScheduler(**STABLE_DIFFUSION), EtaDDIMScheduler(**STABLE_DIFFUSION)
+    for scheduler in (theirs, ours):
+        bars, scheduler.final_alpha_cumprod = scheduler.alphas_cumprod, torch.tensor(1.0)
+        bars *= 0.9
+    x, noise, t = torch.ones(1, 4), torch.full((1, 4), 2.0), torch.tensor([300])
+    assert (ours.add_noise(x, noise, t) - theirs.add_noise(x, noise, t)).abs().max() < 1e-6
+
+    ours.alphas_cumprod = torch.nn.Parameter(ours.alphas_cumprod.double())
+    ours.final_alpha_cumprod = torch.tensor(0.99)
+    assert ours.alphas_cumprod.dtype == torch.float64
+    assert ours.add_noise(x, noise, t).requires_grad
+    ours.betas = 0.9 * ours.betas
+    assert ours.alphas_cumprod.dtype == torch.float64  # of the new values as well
+    assert abs(ours.alphas_cumprod[-1] / (1 - ours.betas.double()).prod() - 1) < 1e-4
+
+
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -472,7 +500,7 @@ def test_sample_without_dimensions(timesteps):
     scheduler.set_timesteps(10)
     for eta in (0.0, 0.5):
         assert scheduler.step(x, 900, z, eta=eta, generator=torch.Generator()).prev_sample.ndim == 0
-    with pytest.raises(ValueError, match="one timestep or one for each of the 1 samples, but hold 2"):
+    with pytest.raises(ValueError, match="one timestep or one for each of the 1 samples, but holds 2"):
         scheduler.step(x, torch.tensor([900, 800]), z)
 
 
@@ -521,3 +549,28 @@ def test_subclass_that_does_not_call_our_constructor_is_told_to():
 def test_override_that_would_reach_no_step_is_refused(base, name):
     with pytest.raises(TypeError, match=f"`{name}` of Mine would change no step"):
         type("Mine", (base,), {name: lambda self, *args: 0})
+    with pytest.raises(TypeError, match=f"`{name}` of {base.__name__} would change no step"):
+        setattr(base(), name, lambda *args: 0)
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        (EtaDDIMScheduler, "timesteps"),
+        (EtaDDIMScheduler, "final_alpha_cumprod"),
+        (EtaDDIMInverseScheduler, "betas"),
+        (EtaFlowMatchScheduler, "sigmas"),
+    ],
+)
+def test_property_in_the_place_of_an_attribute_is_refused(base, name):
+    with pytest.raises(TypeError, match=f"`{name}` of Mine would change no step"):
+        type("Mine", (base,), {name: property(lambda self: torch.ones(1))})
+
+
+def test_config_is_printed_as_it_would_be_saved():
+    scheduler = EtaDDIMScheduler()
+    scheduler.config.clip_sample_range = np.float32(0.5)
+    scheduler.config.trained_betas = torch.full((1000,), 0.01)
+    assert '"clip_sample_range": 0.5' in repr(scheduler)
+    scheduler.config.clip_sample_range = -3.0
+    assert '"clip_sample_range": -3.0' in repr(scheduler)  # to be looked at and mended

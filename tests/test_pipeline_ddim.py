@@ -514,6 +514,21 @@ def test_timesteps_for_a_scheduler_that_takes_none(unet):
         pipe(timesteps=[3, 2])
 
 
+def test_assigned_scheduler_that_takes_neither_eta_nor_generator(unet):
+    pipe = EtaDDIMPipeline(unet=unet, scheduler=EtaDDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
+    calls = []
+    handle = unet.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=r"`eta` is 0\.0, but `step` of PNDMScheduler takes none"):
+        pipe(num_inference_steps=6, eta=0.0)
+    handle.remove()
+    assert not calls
+    first, again, other = (pipe(num_inference_steps=6, seed=seed, output_type="pt").images for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 # ----------------------------------------------------------------------------------------------- what is not a picture
 
 

@@ -15,7 +15,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMScheduler, EtaFlowMatchScheduler
 from ddim_scheduler.scheduling_ddim import BETA_SCHEDULES, TIMESTEP_SPACINGS
 
 import exact
@@ -333,6 +333,26 @@ def test_generator_list_gives_each_image_its_own_noise():
         assert torch.equal(batch[k : k + 1], single)
 
 
+@pytest.mark.parametrize("scheduler", [EtaDDIMScheduler(), EtaFlowMatchScheduler()])
+def test_number_of_generators_matters_where_they_are_used(scheduler):
+    """As for diffusers' `randn_tensor` a list of one serves all; pipelines for video give one for each video."""
+    scheduler.set_timesteps(10)
+    x, t = randn(4, 1, 4, 4), scheduler.timesteps[3]
+    make = torch.Generator
+    for return_dict in (False, True):
+        for number in (0, 1, 2, 4):
+            step = scheduler.step(x, t, x, eta=0.0, generator=[make()] * number, return_dict=return_dict)
+        of_one = scheduler.step(x, t, x, eta=0.5, generator=[make().manual_seed(3)], return_dict=return_dict)
+        alone = scheduler.step(x, t, x, eta=0.5, generator=make().manual_seed(3), return_dict=return_dict)
+        assert torch.equal(of_one[0], alone[0])
+        assert not torch.equal(of_one[0], step[0])
+        for number in (0, 2, 5):
+            with pytest.raises(ValueError, match=f"`generator` must hold .* 4 samples, but holds {number}"):
+                scheduler.step(x, t, x, eta=0.5, generator=[make()] * number, return_dict=return_dict)
+        with pytest.raises(TypeError, match="`generator`"):
+            scheduler.step(x, t, x, eta=0.0, generator=[3], return_dict=return_dict)
+
+
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_batched_timesteps_and_etas_equal_single_steps_bit_for_bit(prediction_type, dtype):
@@ -596,7 +616,7 @@ def test_bad_set_timesteps_argument_changes_nothing(arguments, name):
         ({"use_clipped_model_output": "yes"}, "use_clipped_model_output"),
         ({"variance_noise": torch.randn(1, 3, 4, 4)}, "variance_noise"),
         ({"variance_noise": torch.randn(2, 3, 4, 4), "generator": torch.Generator()}, "generator"),
-        ({"generator": [torch.Generator()]}, "generator"),
+        ({"generator": [torch.Generator()] * 3, "eta": 0.5}, "generator"),
     ],
 )
 def test_bad_step_argument(arguments, name):
