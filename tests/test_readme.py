@@ -18,7 +18,7 @@ from ddim_scheduler.evaluation import DigitClassifier
 ROOT = Path(__file__).parents[1]
 CHAPTERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*CHAPTERS, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "RESULTS"))]
-DOCUMENTS.append(ROOT / "models" / "digits" / "README.md")
+DOCUMENTS += sorted((ROOT / "models").glob("*/README.md"))
 KINDS = {"python", "python slow", "python hub", "bash", ""}
 
 
