@@ -9,7 +9,7 @@
 #   make bench-training  the training script against a minimal loop (DEVICE=cuda for a GPU)
 #   make samples     samples of the model in models/digits, without any training (MODEL=outputs/photos)
 #   make app         a page in the browser to look at that model (the same)
-#   make models      train the model in models/digits: an hour on two cores, resumable (models-blue-marble: of colour)
+#   make models      train the models in models/, or one of them (models-digits, models-blue-marble): resumable
 #   make results     the paper's Table 1 and the closed-form track of RESULTS.md (DEVICE=cuda for a GPU)
 #
 # The pins in constraints.txt are for a machine without GPU; `make CONSTRAINTS= ...` takes the newest versions.
@@ -104,24 +104,34 @@ results: $(INSTALLED) data/digits $(CLASSIFIER)
 		--rows_of_many_steps $(ROWS_OF_MANY_STEPS) --work_dir outputs/table1-$(DEVICE) --json docs/table1-$(DEVICE).json \
 		--plot docs/table1-$(DEVICE).png --update RESULTS.md models/digits/README.md
 
-# Models at 32x32; that of digits comes with the repository. Training goes on where it was if it is stopped; then half
-# precision, without the copies of this package's code. models/digits/README.md is the model's card.
-models: models-digits
+# Models at 32x32, an hour or two on two cores each. Training goes on where it was if it is stopped. The digits are trained
+# twice, the second time from the first time's weights. README.md in the folder of a model is its card.
+TRAIN_32 = OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml \
+	examples/train_unconditional.py --resume_from_checkpoint latest --resolution 32 --max_train_steps 3600 \
+	--ddpm_num_inference_steps 20 --checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900
+NEW_UNET_32 = --block_out_channels 32 64 128 --layers_per_block 1 --attention_resolutions 8
 
-models-digits: OPTIONS = --train_batch_size 32 --learning_rate 2e-3 --lr_warmup_steps 100 --adam_weight_decay 0.01 \
-	--ema_max_decay 0.999
-models-blue-marble: OPTIONS = --train_batch_size 16 --random_flip
-
-models-digits models-blue-marble: models-%: data/%
-	OMP_NUM_THREADS=1 $(VENV)/bin/accelerate launch --config_file examples/accelerate_configs/cpu_2_processes.yaml \
-		examples/train_unconditional.py --train_data_dir data/$*/train --output_dir outputs/$*-32 \
-		--resume_from_checkpoint latest --resolution 32 --block_out_channels 32 64 128 --layers_per_block 1 \
-		--attention_resolutions 8 --max_train_steps 3600 --ddpm_num_inference_steps 20 \
-		--checkpointing_steps 300 --checkpoints_total_limit 2 --save_images_steps 900 $(OPTIONS)
+# in half precision, with fitted samplers, without the copies of this package's code
+define PUBLISH
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
-		Pipeline.from_pretrained('outputs/$*-32', torch_dtype=torch.float16).save_pretrained('models/$*')"
-	$(VENV)/bin/python -m ddim_scheduler.fitting models/$* --steps 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
-	rm models/$*/*.py models/$*/scheduler/*.py
+		Pipeline.from_pretrained('outputs/$(1)-32', torch_dtype=torch.float16).save_pretrained('models/$(1)')"
+	$(VENV)/bin/python -m ddim_scheduler.fitting models/$(1) --steps 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
+	rm models/$(1)/*.py models/$(1)/scheduler/*.py
+endef
+
+models: models-digits models-blue-marble
+
+models-digits: data/digits
+	$(TRAIN_32) $(NEW_UNET_32) --train_data_dir data/digits/train --output_dir outputs/digits-first \
+		--train_batch_size 32 --learning_rate 2e-3 --lr_warmup_steps 100 --adam_weight_decay 0.01 --ema_max_decay 0.999
+	$(TRAIN_32) --pretrained_model_name_or_path outputs/digits-first --train_data_dir data/digits/train \
+		--output_dir outputs/digits-32 --train_batch_size 16 --adam_weight_decay 0.01 --ema_max_decay 0.999
+	$(call PUBLISH,digits)
+
+models-blue-marble: data/blue-marble
+	$(TRAIN_32) $(NEW_UNET_32) --train_data_dir data/blue-marble/train --output_dir outputs/blue-marble-32 \
+		--train_batch_size 16 --random_flip
+	$(call PUBLISH,blue-marble)
 
 clean:
 	rm -rf $(VENV) .venv-lowest data outputs build dist *.egg-info
