@@ -66,7 +66,7 @@ def read_image(
         OSError, ValueError and others of Pillow: If it cannot be read.
     """
     path = item["path"] if isinstance(item, dict) else item
-    if str(path).rsplit("::", 1)[0].lower().endswith(".npy"):
+    if _in_archive(path)[0].lower().endswith(".npy"):
         with _open(item) as file:
             image = _read_array(file, white_level)
         return image if size is None else _scaled(image, size)
@@ -206,13 +206,22 @@ def _open(item: Path | dict) -> IO[bytes]:
     path = item["path"] if isinstance(item, dict) else item
     if path is None:
         raise ValueError("it is empty")
-    name, _, archive = str(path).removeprefix("zip://").rpartition("::")
-    if str(path).startswith("zip://") and os.path.isfile(archive):
+    name, archive = _in_archive(path)
+    if archive:
         return io.BytesIO(_opened(archive, os.stat(archive).st_mtime_ns, os.getpid()).read(name))
     if "://" in str(path):
         with importlib.import_module("fsspec").open(path, "rb") as file:  # which huggingface_hub has
             return io.BytesIO(file.read())
     return open(path, "rb")
+
+
+def _in_archive(path: Path | str) -> tuple[str, str]:
+    """Name and archive of `zip://name::archive`, either of which may hold `::` itself; of other paths no archive."""
+    parts = str(path).removeprefix("zip://").split("::") if str(path).startswith("zip://") else []
+    for i in range(1, len(parts)):
+        if os.path.isfile(archive := "::".join(parts[i:])):
+            return "::".join(parts[:i]), archive
+    return str(path).rsplit("::", 1)[0], ""
 
 
 @functools.lru_cache(maxsize=4)

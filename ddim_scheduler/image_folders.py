@@ -44,29 +44,27 @@ def find_images(source: str | Path) -> FoundFiles:
     Raises:
         ValueError: If it is neither.
     """
+    is_folder = Path(source).is_dir()
     suffixes = (*IMAGE_SUFFIXES, *HEIF_SUFFIXES) if _can_read_heif() else IMAGE_SUFFIXES
     names, left_out, items = [], Counter[str](), list[Path | dict]()
-    for name in sorted(_files(Path(source), left_out)):
+    for name, entry in sorted(_files(Path(source), left_out)):
         if any(map(_is_hidden, name.parts)):
             left_out["hidden"] += 1
         elif name.suffix.lower() in suffixes:
             names.append(name)
+            items.append(Path(entry) if is_folder else {"bytes": None, "path": f"zip://{entry}::{source}"})
         else:
             left_out[name.suffix.lower() or "without an ending"] += 1
-    if Path(source).is_dir():
-        items += [Path(source, name) for name in names]
-    else:
-        items += [{"bytes": None, "path": f"zip://{name}::{source}"} for name in names]
     return FoundFiles(items, names, left_out)
 
 
-def _files(source: Path, left_out: Counter[str]) -> Iterator[PurePath]:
-    """The files of a folder or archive, each once, by their path in it."""
+def _files(source: Path, left_out: Counter[str]) -> Iterator[tuple[PurePath, str]]:
+    """The files of a folder or archive, each once: their path in it, and what they are opened by."""
     if not (source.is_dir() or zipfile.is_zipfile(source)):
         raise ValueError(f"{source} is no folder and no zip archive.")
     if not source.is_dir():
         with zipfile.ZipFile(source) as archive:
-            yield from (PurePath(info.filename) for info in archive.infolist() if not info.is_dir())
+            yield from ((PurePath(name), name) for name in dict.fromkeys(archive.namelist()) if not name.endswith("/"))
         return
     seen = set()
     for root, folders, files in os.walk(source, followlinks=True):
@@ -76,7 +74,7 @@ def _files(source: Path, left_out: Counter[str]) -> Iterator[PurePath]:
         seen.add(real)
         left_out.update("hidden folder" for name in folders if _is_hidden(name))
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        yield from (PurePath(root, name).relative_to(source) for name in files)
+        yield from ((PurePath(root, name).relative_to(source), str(Path(root, name))) for name in files)
 
 
 def _is_hidden(name: str) -> bool:

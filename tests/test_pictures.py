@@ -334,6 +334,19 @@ def test_archive_is_the_folder(mixed_folder, tmp_path):
     assert np.array_equal(evaluation.load_images(tmp_path / "images.zip")[0].permute(1, 2, 0), NOISE)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_archive_with_odd_names_and_one_of_two_entries(tmp_path):
+    """Entries are opened by the names that they have; a later one of the same name is the file, as unpacked."""
+    path = tmp_path / "a::b.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for value, name in enumerate(["./c/0.npy", "c//1.npy", "c/2::3.npy", "c/4.npy", "c/4.npy"]):
+            np.save(tmp_path / "array.npy", np.full((8, 8), value, dtype=np.uint8))
+            archive.writestr(name, (tmp_path / "array.npy").read_bytes())
+    found = find_folder_images(path, class_conditional=True)
+    assert found.class_names == ["c"]
+    assert [read_image(item).pixels[0, 0, 0].item() for item in found.items] == [0, 1, 2, 4]
+
+
 def test_archive_is_opened_once_by_each_process(tmp_path, monkeypatch):
     """Its list of files is long where there are many; and processes that load images do not share the place in it."""
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:

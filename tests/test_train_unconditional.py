@@ -673,6 +673,7 @@ def test_output_among_the_images_is_refused(image_folder):
         (("--logger", "aim"), "`logger` is 'aim'"),
         (("--mixed_precision", "fp16"), "`mixed_precision` 'fp16'"),
         (("--block_out_channels", 4, 12, "--attention_resolutions", 8), "`block_out_channels`"),
+        (("--block_out_channels", 16, 7, "--attention_resolutions"), "`block_out_channels` must end with at least 8"),
         (("--model_config_name_or_path", "learned variance"), "learned variances are not trained"),
         (("--model_config_name_or_path", "wrong"), "channels"),
     ],

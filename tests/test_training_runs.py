@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import math
 import os
 import shlex
 import shutil
@@ -21,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler, training
-from ddim_scheduler.training import options, signals, trackers
+from ddim_scheduler.training import options, signals, trackers, train_unconditional
 
 from training import forget_accelerator, train
 
@@ -113,6 +114,38 @@ def test_resumed_run_says_what_changed_and_takes_another_rate(image_folder, tmp_
     assert record["changed"]["learning_rate"] == [1e-3, 1e-4]
     with pytest.raises(ValueError, match=r"no folder named checkpoint-N: .*In .*model there are \['checkpoint-2', "):
         train(*common, "--resume_from_checkpoint", "checkpoint-3")
+
+
+@pytest.mark.parametrize("options", [(), ("--resume_from_checkpoint", "latest"), ("--overwrite_output_dir",)])
+def test_folder_that_another_run_wrote_to_while_this_one_read_its_images(image_folder, tmp_path, monkeypatch, options):
+    output_dir, load = tmp_path / "model", train_unconditional.load_datasets
+    common = ("--train_data_dir", image_folder, "--output_dir", output_dir, "--logger", "none")
+    if options:
+        train(*common, "--max_train_steps", 2, "--checkpointing_steps", 1)
+
+    def load_while_another_runs(*args):
+        monkeypatch.setattr(train_unconditional, "load_datasets", load)
+        train(*common, "--max_train_steps", 5, "--checkpointing_steps", 1, "--resume_from_checkpoint", "latest")
+        return load(*args)
+
+    monkeypatch.setattr(train_unconditional, "load_datasets", load_while_another_runs)
+    with pytest.raises(ValueError, match=r"`output_dir` .*model was written to by another run while this one read"):
+        train(*common, "--max_train_steps", 9, "--checkpointing_steps", 1, *options)
+    assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in range(1, 6)]
+    assert [line["step"] for line in lines(output_dir)] == [1, 2, 3, 4, 5]
+
+
+def test_run_that_is_finished_is_left_as_it_is(image_folder, tmp_path, caplog):
+    """With the samplers that were fitted to it; with `--fit_steps` they are fitted anew."""
+    output_dir = tmp_path / "model"
+    common = ("--train_data_dir", image_folder, "--output_dir", output_dir, "--logger", "none", "--max_train_steps", 3)
+    train(*common, "--fit_steps", 2)
+    before = {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()}
+    assert math.isnan(train(*common, "--resume_from_checkpoint", "latest"))
+    assert "Nothing is left to do: step 3 of 3 is reached." in caplog.text
+    assert {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()} == before
+    train(*common, "--resume_from_checkpoint", "latest", "--fit_steps", 3)
+    assert [*EtaDDIMPipeline.from_pretrained(output_dir).scheduler.config.fitted_tables] == ["3"]
 
 
 @pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine", "polynomial"])

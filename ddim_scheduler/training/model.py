@@ -28,13 +28,13 @@ def build_unet(
         channels: Channels of the images.
         num_classes: If given, the network has one embedding more than there are classes, whose number, the last, means
             no class.
-        block_out_channels: The widths of the levels, multiples of 8 where there is attention.
+        block_out_channels: The widths of the levels, multiples of 8 where there is attention, at least 8 in the last.
         layers_per_block: Residual blocks per level.
         attention_resolutions: Heights of the maps that have attention; as `attention_heights` chooses if not given.
         condition_channels: Channels of a condition, which the network takes after those of the images.
 
     Raises:
-        ValueError: If `resolution` or `block_out_channels` are no such multiples, or no level has such a height.
+        ValueError: If `resolution` or `block_out_channels` are no such numbers, or no level has such a height.
     """
     heights = level_heights(resolution, len(block_out_channels))
     if attention_resolutions is None:
@@ -77,6 +77,11 @@ def check_levels(resolution: Sequence[int], block_out_channels: Sequence[int], a
         raise ValueError(
             f"`attention_resolutions` must be of {heights}, the heights of the levels, but is "
             f"{[*attention_resolutions]}."
+        )
+    if block_out_channels[-1] < 8:
+        raise ValueError(
+            f"`block_out_channels` must end with at least 8, for the attention of the middle block, but is "
+            f"{[*block_out_channels]}."
         )
     with_attention = [w for h, w in zip(heights, block_out_channels, strict=True) if h in attention_resolutions]
     if any(width % 8 for width in with_attention):

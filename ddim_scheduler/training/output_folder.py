@@ -24,7 +24,7 @@ OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "pipeline.py", "sample
 
 def check_output_dir(
     output_dir: str | Path, inputs: Mapping[str, str | Path | None], overwrite: bool = False, resume: bool = False
-):
+) -> dict[str, int]:
     """
     Refuses a folder that cannot be written to, or that holds what nobody said may go.
 
@@ -34,6 +34,9 @@ def check_output_dir(
             of them may be deleted with what a former run wrote.
         overwrite: Whether that is to be deleted.
         resume: Whether its run is to be continued.
+
+    Returns:
+        What was found there, for `open_output_dir`.
 
     Raises:
         ValueError: If so; nothing was changed.
@@ -49,8 +52,8 @@ def check_output_dir(
         raise ValueError(
             f"`output_dir` {output_dir} is in `train_data_dir`: its previews would be trained on, if resumed."
         )
-    if not output_dir.exists() or not any(output_dir.iterdir()):
-        return
+    if not (found := _state_of(output_dir)):
+        return found
     is_of_a_run = (output_dir / LOCK).is_file() or (output_dir / SETTINGS).is_file()
     if overwrite:
         if not is_of_a_run:
@@ -62,22 +65,28 @@ def check_output_dir(
         raise ValueError(
             f"`output_dir` is not empty: {output_dir}. See --resume_from_checkpoint, --overwrite_output_dir."
         )
+    return found
 
 
-def open_output_dir(output_dir: Path, settings: Mapping[str, Any], overwrite: bool = False):
+def open_output_dir(output_dir: Path, settings: Mapping[str, Any], found: dict[str, int], overwrite: bool = False):
     """
     Makes the folder, locks it, clears away what is to go, and writes the settings of the run. For one process.
 
     Args:
         output_dir: A folder that `check_output_dir` has let pass.
         settings: For `training_args.json`.
+        found: What `check_output_dir` has found there.
         overwrite: Delete what a former run wrote, and nothing else.
 
     Raises:
-        ValueError: If another run is writing there.
+        ValueError: If another run is writing there, or has since then.
         OSError: If the folder cannot be written.
     """
     lock(output_dir)
+    if _state_of(output_dir) != found:
+        raise ValueError(
+            f"`output_dir` {output_dir} was written to by another run while this one read its images: start it again."
+        )
     for path in outputs(output_dir) if overwrite else []:
         if path.is_dir():
             shutil.rmtree(path)
@@ -86,6 +95,12 @@ def open_output_dir(output_dir: Path, settings: Mapping[str, Any], overwrite: bo
     for path in output_dir.glob("unfinished-*/"):
         shutil.rmtree(path)
     write_whole(output_dir / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+
+def _state_of(output_dir: Path) -> dict[str, int]:
+    """What a folder holds beside the lock, and when each was changed."""
+    paths = [path for path in output_dir.glob("*") if path.name != LOCK]
+    return {path.name: path.stat().st_mtime_ns for path in paths if path.exists()}
 
 
 def lock(output_dir: Path):

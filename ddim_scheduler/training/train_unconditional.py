@@ -131,7 +131,7 @@ def make_optimizer(args: argparse.Namespace, unet: UNet2DModel, max_train_steps:
 
 
 def main(argv: list[str] | None = None) -> float:
-    """Trains, and returns the mean loss of the last steps that were logged."""
+    """Trains, and returns the mean loss of the last steps that were logged, nan if there were none left."""
     args = training.parse_args(argv)
     output_dir = Path(args.output_dir)
     accelerator = training.start_accelerator(args)
@@ -140,11 +140,11 @@ def main(argv: list[str] | None = None) -> float:
     # 1. everything that can be refused is looked at before anything is written
     if args.pretrained_model_name_or_path is None and args.model_config_name_or_path is None:
         training.check_levels(args.resolution, args.block_out_channels, args.attention_resolutions)
-    checkpoint = training.find_checkpoint(output_dir, args.resume_from_checkpoint)
     models = ("pretrained_model_name_or_path", "model_config_name_or_path")
     inputs = {name: getattr(args, name) for name in ("train_data_dir", "condition_dir", *models, "eval_weights")}
-    resume = args.resume_from_checkpoint is not None
-    training.check_output_dir(output_dir, inputs, overwrite=args.overwrite_output_dir, resume=resume)
+    overwrite, resume = args.overwrite_output_dir, args.resume_from_checkpoint is not None
+    found = training.check_output_dir(output_dir, inputs, overwrite=overwrite, resume=resume)
+    checkpoint = training.find_checkpoint(output_dir, args.resume_from_checkpoint)
     noise_scheduler = EtaDDIMScheduler(
         num_train_timesteps=args.ddpm_num_steps,
         beta_schedule=args.ddpm_beta_schedule,
@@ -162,8 +162,8 @@ def main(argv: list[str] | None = None) -> float:
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     unet = load_unet(args, dataset, noise_scheduler, accelerator.device)
     settings = {name: value for name, value in vars(args).items() if name != "hub_token"}
-    settings["class_names"] = dataset.class_names
-    settings |= {"num_images": len(dataset), "num_processes": accelerator.num_processes}
+    counts = {"num_images": len(dataset), "num_processes": accelerator.num_processes}
+    settings |= {"class_names": dataset.class_names, **counts}
     changes = {}
     if checkpoint is not None:
         changes = training.check_resumed_settings(checkpoint, settings, max_train_steps)
@@ -199,10 +199,13 @@ def main(argv: list[str] | None = None) -> float:
     if checkpoint is not None:
         global_step = training.load_checkpoint(accelerator, checkpoint)
         training.follow_schedule(lr_scheduler, args.learning_rate)
+    if global_step >= max_train_steps and args.fit_steps is None and not args.push_to_hub:
+        logger.info(f"Nothing is left to do: step {global_step} of {max_train_steps} is reached.")
+        return math.nan
 
     # 3. from here on files are written
     if accelerator.is_main_process:
-        training.open_output_dir(output_dir, settings, args.overwrite_output_dir)
+        training.open_output_dir(output_dir, settings, found, overwrite)
         training.trim_loss_log(output_dir, global_step)
         training.record_changes(output_dir, global_step, changes)
     accelerator.wait_for_everyone()
@@ -336,10 +339,8 @@ def main(argv: list[str] | None = None) -> float:
                 pipeline.scheduler = fit_saved(pipeline, args.fit_steps, conditions=conditions)
                 training.write_pipeline(pipeline, output_dir)
             if repo_id is not None:
-                private = True if args.hub_private_repo else None
-                pipeline.save_pretrained(
-                    output_dir, push_to_hub=True, repo_id=repo_id, private=private, token=args.hub_token
-                )
+                where = {"repo_id": repo_id, "private": args.hub_private_repo or None, "token": args.hub_token}
+                pipeline.save_pretrained(output_dir, push_to_hub=True, **where)
     accelerator.wait_for_everyone()
     training.end_training(accelerator)
     return mean_loss
