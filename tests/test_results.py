@@ -163,7 +163,7 @@ def test_few_steps_of_a_model(pipeline, image_folder, tmp_path, monkeypatch):
     arguments = [tmp_path / "model", tmp_path / "data", "--features", "digits", "--weights", weights]
     arguments += ["--num_images", 2, "--num_compared", 34, "--update", document]
     results = few_steps_models.main([*map(str, arguments)])
-    assert len(results) == 2 * (2 + 3)
+    assert 2 * (2 + 2) <= len(results) <= 2 * (2 + 4)
     text = document.read_text()
     assert "| fitted / best of diffusers' |" in text
     assert "| DDIM `trailing`, 50 calls |" in text

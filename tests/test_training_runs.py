@@ -2,7 +2,6 @@
 
 import ctypes
 import json
-import math
 import os
 import shlex
 import shutil
@@ -133,19 +132,6 @@ def test_folder_that_another_run_wrote_to_while_this_one_read_its_images(image_f
         train(*common, "--max_train_steps", 9, "--checkpointing_steps", 1, *options)
     assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == [f"checkpoint-{n}" for n in range(1, 6)]
     assert [line["step"] for line in lines(output_dir)] == [1, 2, 3, 4, 5]
-
-
-def test_run_that_is_finished_is_left_as_it_is(image_folder, tmp_path, caplog):
-    """With the samplers that were fitted to it; with `--fit_steps` they are fitted anew."""
-    output_dir = tmp_path / "model"
-    common = ("--train_data_dir", image_folder, "--output_dir", output_dir, "--logger", "none", "--max_train_steps", 3)
-    train(*common, "--fit_steps", 2)
-    before = {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()}
-    assert math.isnan(train(*common, "--resume_from_checkpoint", "latest"))
-    assert "Nothing is left to do: step 3 of 3 is reached." in caplog.text
-    assert {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()} == before
-    train(*common, "--resume_from_checkpoint", "latest", "--fit_steps", 3)
-    assert [*EtaDDIMPipeline.from_pretrained(output_dir).scheduler.config.fitted_tables] == ["3"]
 
 
 @pytest.mark.parametrize("name", ["constant", "constant_with_warmup", "linear", "cosine", "polynomial"])

@@ -131,7 +131,7 @@ def make_optimizer(args: argparse.Namespace, unet: UNet2DModel, max_train_steps:
 
 
 def main(argv: list[str] | None = None) -> float:
-    """Trains, and returns the mean loss of the last steps that were logged, nan if there were none left."""
+    """Trains, and returns the mean loss of the last steps that were logged."""
     args = training.parse_args(argv)
     output_dir = Path(args.output_dir)
     accelerator = training.start_accelerator(args)
@@ -199,9 +199,6 @@ def main(argv: list[str] | None = None) -> float:
     if checkpoint is not None:
         global_step = training.load_checkpoint(accelerator, checkpoint)
         training.follow_schedule(lr_scheduler, args.learning_rate)
-    if global_step >= max_train_steps and args.fit_steps is None and not args.push_to_hub:
-        logger.info(f"Nothing is left to do: step {global_step} of {max_train_steps} is reached.")
-        return math.nan
 
     # 3. from here on files are written
     if accelerator.is_main_process:
