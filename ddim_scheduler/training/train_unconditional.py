@@ -162,8 +162,8 @@ def main(argv: list[str] | None = None) -> float:
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     unet = load_unet(args, dataset, noise_scheduler, accelerator.device)
     settings = {name: value for name, value in vars(args).items() if name != "hub_token"}
-    counts = {"num_images": len(dataset), "num_processes": accelerator.num_processes}
-    settings |= {"class_names": dataset.class_names, **counts}
+    settings["class_names"] = dataset.class_names
+    settings |= {"num_images": len(dataset), "num_processes": accelerator.num_processes}
     changes = {}
     if checkpoint is not None:
         changes = training.check_resumed_settings(checkpoint, settings, max_train_steps)
@@ -336,8 +336,10 @@ def main(argv: list[str] | None = None) -> float:
                 pipeline.scheduler = fit_saved(pipeline, args.fit_steps, conditions=conditions)
                 training.write_pipeline(pipeline, output_dir)
             if repo_id is not None:
-                where = {"repo_id": repo_id, "private": args.hub_private_repo or None, "token": args.hub_token}
-                pipeline.save_pretrained(output_dir, push_to_hub=True, **where)
+                private = True if args.hub_private_repo else None
+                pipeline.save_pretrained(
+                    output_dir, push_to_hub=True, repo_id=repo_id, private=private, token=args.hub_token
+                )
     accelerator.wait_for_everyone()
     training.end_training(accelerator)
     return mean_loss
