@@ -80,7 +80,7 @@ def noise_left(scheduler: EtaFlowMatchScheduler, step: Step) -> float:
 def same_eta(scheduler: EtaFlowMatchScheduler, step: Step) -> list[float]:
     """The eta with the noise of that step, for each step but the last."""
     etas, sigmas = [], scheduler.sigmas.tolist()
-    for sigma_t, sigma_s in itertools.pairwise(sigmas):
+    for sigma_t, sigma_s in itertools.pairwise(sigmas[:-1]):
         largest = family(scheduler, 1.0)(0.0, 0.0, sigma_t, sigma_s)[1]
         etas.append(step(0.0, 0.0, sigma_t, sigma_s)[1] / largest)
     return etas

@@ -28,6 +28,7 @@ from report import update, versions
 SHAPES = ((1, 3, 8, 8), (4, 4, 64, 64), (64, 3, 32, 32), (16, 4, 128, 128))
 LOOP_SHAPES = ((64, 3, 32, 32), (8, 4, 128, 128))
 LOOP_STEPS = 50
+BATCHES = ((4096, 3), (4096, 3, 8, 8))  # a timestep for each sample
 ROUNDS = 15
 SECONDS_PER_ROUND = 0.02
 IMPORTS = ("from diffusers import DDIMScheduler, DDPMPipeline", "import ddim_scheduler")
@@ -270,12 +271,18 @@ def kernels(function: Callable) -> int:
 
 
 def start_table() -> str:
-    """Import, construction and `set_timesteps`."""
+    """Import, construction and `set_timesteps`, and the samples of a training batch at timesteps of their own."""
     theirs, ours = DDIMScheduler(), EtaDDIMScheduler()
     rows = {
         "construction": compare(DDIMScheduler, EtaDDIMScheduler),
         "`set_timesteps(50)`": compare(partial(theirs.set_timesteps, 50), partial(ours.set_timesteps, 50)),
     }
+    for shape in BATCHES:
+        samples, noise = torch.randn(2, *shape)
+        arguments = samples, noise, torch.randint(1000, shape[:1])
+        add_noise, step = partial(theirs.add_noise, *arguments), partial(ours.step, noise, arguments[2], samples)
+        rows[f"`add_noise`, {shape}"] = compare(add_noise, partial(ours.add_noise, *arguments))
+        rows[f"`add_noise` of the built-in and `step` of ours, {shape}"] = compare(add_noise, step)
     lines = ["| | diffusers | ours | ratio |", "|---|---|---|---|"]
     lines += [f"| {name} | {r.theirs * 1e6:.0f} µs | {r.ours * 1e6:.0f} µs | {r} |" for name, r in rows.items()]
     times = [[import_seconds(statement) for statement in IMPORTS] for _ in range(5)]

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
-from ddim_scheduler.training import find_folder_images, parse_args, train_unconditional
+from ddim_scheduler.training import build_unet, find_folder_images, parse_args, train_unconditional
 
 from report import update, versions
 
@@ -43,7 +43,7 @@ STEPS = {"cpu": {"demo": 60, "CIFAR-size": 4}, "cuda": {"demo": 100, "CIFAR-size
 def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
     """Prints a table and returns the ratios in it."""
     parser = argparse.ArgumentParser(description="Time the training script against a minimal loop, alternately.")
-    parser.add_argument("--train_data_dir", default="data/digits/train", help="folder of images")
+    parser.add_argument("--train_data_dir", default="data/digits/train", help="folder of images, a batch at least")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where to train")
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=[*MODELS], help="what to train")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each")
@@ -153,7 +153,14 @@ def minimal_loop(arguments: list[str], warm_up: int, steps: int) -> float:
     accelerator = Accelerator(mixed_precision="no")
     images = ImagesFromFiles(args)
     noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
-    unet = train_unconditional.load_unet(args, images.channels, None, noise_scheduler, accelerator.device)
+    unet = build_unet(
+        args.resolution,
+        images.channels,
+        None,
+        block_out_channels=args.block_out_channels,
+        layers_per_block=args.layers_per_block,
+        attention_resolutions=args.attention_resolutions,
+    )
     ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     ema.to(accelerator.device)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
@@ -184,6 +191,8 @@ class ImagesFromFiles(torch.utils.data.Dataset):
 
     def __init__(self, args: argparse.Namespace):
         self.paths = find_folder_images(args.train_data_dir).items
+        if len(self.paths) < args.train_batch_size:
+            raise ValueError(f"--train_data_dir holds {len(self.paths)} images, less than {args.train_batch_size}")
         self.size, self.channels = args.resolution[0], args.channels or 1
 
     def __len__(self) -> int:
