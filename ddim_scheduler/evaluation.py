@@ -43,7 +43,7 @@ def load_images(
     *,
     background: str = "white",
     white_level: int | None = None,
-    skip_broken: bool = False,
+    skip_broken: bool | None = None,
 ) -> torch.Tensor:
     """
     Images of a folder (with its sub-folders), a zip archive or an `.npz` file, as uint8 (N, C, H, W). They are read as

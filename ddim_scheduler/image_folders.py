@@ -22,6 +22,7 @@ IMAGE_SUFFIXES = (
     *(".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".ico", ".tga", ".npy"),
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # of phones, with the package pillow-heif
+ALMOST_BLACK = 1 / 16  # of white: a set that stays below is remarked upon
 SHOWN = 20  # of the files that cannot be read
 
 
@@ -98,7 +99,7 @@ class ImageReader:
         channels, size, background: As of `image_files.read_image`.
         white_level: The value of white in 16-bit images; if not given, 65535, which is refused where all of them stay
             below a quarter of it.
-        skip_broken: Leave out those that cannot be read.
+        skip_broken: Leave out those that cannot be read; None where nobody is asked, so that no error names it.
 
     Attributes:
         notes: How many images were taken in a way that a person should know.
@@ -114,7 +115,7 @@ class ImageReader:
         size: tuple[int, int] | None = None,
         background: str = "white",
         white_level: int | None = None,
-        skip_broken: bool = False,
+        skip_broken: bool | None = None,
     ):
         self.items, self.kind, self.channels, self.size = items, kind, channels, size
         self.background, self.white_level, self.skip_broken = background, white_level, skip_broken
@@ -150,7 +151,7 @@ class ImageReader:
         Raises:
             ValueError: At the end, if images cannot be read, in one list, or their white level is to be given.
         """
-        highest, number_of_deep = 0.0, 0
+        highest, highest_of_deep, number_of_deep = 0.0, 0.0, 0
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
             images = pool.map(self._try, range(len(self.items)))
             is_off = None if show_progress else True  # None: where the output is no terminal
@@ -160,18 +161,24 @@ class ImageReader:
                     self.broken[index] = str(image)
                     continue
                 self.notes.update(image.notes)
+                value = image.pixels.max().item() / (255 if image.pixels.dtype == torch.uint8 else 1)
+                highest = max(highest, value)
                 if DEEP in image.notes:
-                    highest, number_of_deep = max(highest, image.pixels.max().item()), number_of_deep + 1
+                    highest_of_deep, number_of_deep = max(highest_of_deep, value), number_of_deep + 1
                 yield index, image.pixels
         if self.broken and not self.skip_broken:
-            raise ValueError(self.list_of_broken() + "\n`skip_broken` leaves them out.")
+            advice = "" if self.skip_broken is None else "\n`skip_broken` leaves them out."
+            raise ValueError(self.list_of_broken() + advice)
         if len(self.broken) == len(self.items):
             raise ValueError(self.list_of_broken())
-        if number_of_deep and highest < 1 / 4 and self.white_level is None:
+        if number_of_deep and highest_of_deep < 1 / 4 and self.white_level is None:
             raise ValueError(
-                f"{number_of_deep} images of 16 bits go up to {round(highest * WHITE_LEVEL)} of {WHITE_LEVEL}, almost "
-                "black: give `white_level`, 4095 if they have 12 bits, 65535 if they are meant so."
+                f"{number_of_deep} images of 16 bits go up to {round(highest_of_deep * WHITE_LEVEL)} of {WHITE_LEVEL}, "
+                "almost black: give `white_level`, 4095 if they have 12 bits, 65535 if they are meant so."
             )
+        if 0 < highest < ALMOST_BLACK:
+            number = len(self.items) - len(self.broken)
+            self.notes[f"almost black, up to {highest:.1%} of white: spread numbers of classes over 0 to 255"] = number
 
     def remarks(self, left_out: Counter[str]) -> list[str]:
         """What a person should know of how the set was read, a line for each kind, with the number of images."""

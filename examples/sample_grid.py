@@ -8,6 +8,7 @@ Loads a saved pipeline, samples images by its scheduler and writes them as one p
 """
 
 import argparse
+import io
 import math
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from ddim_scheduler.generation import (
     read_conditions,
     use_scheduler,
 )
+from ddim_scheduler.image_files import IMAGE_MODES
 
 GAP = 8  # pixels between two grids
 
@@ -70,6 +72,9 @@ def main(argv: list[str] | None = None) -> Path:
     args = parse_args(argv)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     pipeline = EtaDDIMPipeline.from_pretrained(args.pipeline).to(args.device)
+    if pipeline.image_channels in PICTURE_CHANNELS:  # a format may know no transparency
+        format = PIL.Image.registered_extensions()[args.output.suffix.lower()]
+        PIL.Image.new(IMAGE_MODES[pipeline.image_channels], (1, 1)).save(io.BytesIO(), format)
     labels = classes_in_turn(pipeline.unet, args.class_labels, args.guidance_scale)
     conditions = in_turn(read_conditions(args.condition_dir, pipeline, args.num_images), range(args.num_images))
 

@@ -257,6 +257,35 @@ def test_training_of_pairs(pairs, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "model" / "logs" / "losses.jsonl").read_text().splitlines()]
     assert any("validation_loss" in line for line in lines)
 
+    for k in range(48):
+        PIL.Image.new("RGB", (4, 4)).save(conditions / str(k % 2) / f"{k}.bmp")
+    with pytest.raises(ValueError, match=r"`condition_channels` is 3, but 1 in the run of .*checkpoint-60"):
+        train(*common, "--resume_from_checkpoint", "latest")
+
+
+def test_pictures_that_belong_to_no_image_are_counted(pairs):
+    images, conditions = pairs
+    for name in ("more.png", "and_more.png"):
+        PIL.Image.new("L", (4, 4)).save(conditions / name)
+    found = find_folder_images(images, condition_dir=conditions)
+    assert len(found.conditions) == 48
+    assert ImageDataset(*found, resolution=[8, 8]).remarks() == [
+        "left out: 2 conditions of no image",
+        "conditions: 48 enlarged",
+    ]
+
+
+def test_numbers_of_classes_as_conditions_are_remarked_upon(pairs):
+    """They are a map as it comes from segmentation, in which a network sees next to nothing."""
+    images, conditions = pairs
+    for number, path in enumerate(sorted(conditions.rglob("*.bmp"))):
+        PIL.Image.new("L", (4, 4), number % 4).save(path)
+    remarks = ImageDataset(*find_folder_images(images, condition_dir=conditions), resolution=[8, 8]).remarks()
+    assert remarks == [
+        "conditions: 48 enlarged",
+        "conditions: 48 almost black, up to 1.2% of white: spread numbers of classes over 0 to 255",
+    ]
+
 
 def test_pairs_are_evaluated_and_fitted(pairs, tmp_path):
     """With conditions in turn, so many of which were not seen before."""

@@ -172,6 +172,8 @@ def test_sample_grid_keeps_every_channel(channels, small_unet, tmp_path):
         assert grid.shape == (16, 16, 4)
         assert np.abs(grid[:8, 8:] / 255 - images[1]).max() <= 0.51 / 255
         assert (grid[8:, 8:] == 0).all()
+        with pytest.raises(OSError, match="cannot write mode RGBA as JPEG"):
+            sample_grid.main([*arguments.split(), "--num_inference_steps", "0", "--output", str(tmp_path / "grid.jpg")])
     else:
         assert path == tmp_path / "grid.npy"
         assert np.abs(np.load(path) - images).max() < 1e-6

@@ -608,13 +608,21 @@ class DDIM_PIPE:
     scheduler = DDIMScheduler()
 
 
-def test_training_ends_with_fitted_samplers(image_folder, tmp_path):
-    """`--fit_steps`; a run that goes on from there forgets them, since they are those of other weights."""
+def test_training_ends_with_fitted_samplers(image_folder, tmp_path, caplog):
+    """`--fit_steps`; the same run started again keeps them, one that goes on does not: they are of other weights."""
     common = ("--train_data_dir", image_folder, "--output_dir", tmp_path, "--logger", "none", "--ddpm_num_steps", 12)
     train(*common, "--max_train_steps", 1, "--checkpointing_steps", 1, "--fit_steps", 3, 2)
     pipe = EtaDDIMPipeline.from_pretrained(tmp_path)
     assert [*pipe.scheduler.config.fitted_tables] == ["2", "3"]
     assert pipe(num_inference_steps=3, output_type="np").images.std() > 0
+    tables = pipe.scheduler.config.fitted_tables
+    with caplog.at_level("INFO"):
+        train(*common, "--max_train_steps", 1, "--resume_from_checkpoint", "latest")
+    assert EtaDDIMPipeline.from_pretrained(tmp_path).scheduler.config.fitted_tables == tables
+    assert "the samplers that were fitted to them stay" in caplog.text
+    assert "nan" not in caplog.text
+    train(*common, "--max_train_steps", 1, "--resume_from_checkpoint", "latest", "--fit_steps", 4)
+    assert [*EtaDDIMPipeline.from_pretrained(tmp_path).scheduler.config.fitted_tables] == ["2", "3", "4"]
     train(*common, "--max_train_steps", 2, "--resume_from_checkpoint", "latest")
     scheduler = EtaDDIMPipeline.from_pretrained(tmp_path).scheduler
     assert (scheduler.config.fitted_tables, scheduler.config.timestep_spacing) == (None, "trailing")

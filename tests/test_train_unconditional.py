@@ -803,6 +803,31 @@ def test_loss_that_is_not_finite_stops_the_run(image_folder, tmp_path):
     assert all(np.isfinite(line["loss"]) for line in losses(tmp_path / "model"))
 
 
+def test_weights_that_are_not_finite_are_not_saved(image_folder, tmp_path):
+    """After a step whose loss, that before it, was all right."""
+    arguments = ("--train_data_dir", image_folder, "--output_dir", tmp_path / "model", "--logger", "none")
+    arguments += ("--max_train_steps", 2, "--checkpointing_steps", 1, "--lr_warmup_steps", 0)
+    with pytest.raises(ValueError, match=r"Weights are not finite at step 1, with `learning_rate` 1e\+39.*: \[\]"):
+        train(*arguments, "--learning_rate", 1e39)
+    assert [line["step"] for line in losses(tmp_path / "model")] == [1]
+    assert not list((tmp_path / "model").glob("checkpoint-*"))
+    assert not (tmp_path / "model" / "unet").exists()
+
+
+def test_channels_that_were_found_may_be_said_when_it_goes_on(image_folder, tmp_path):
+    common = ("--train_data_dir", image_folder, "--output_dir", tmp_path, "--logger", "none")
+    train(*common, "--max_train_steps", 1)
+    resumed = (*common, "--resume_from_checkpoint", "latest")
+    with pytest.raises(ValueError, match="`channels` is 3, but 1 in the run of"):
+        train(*resumed, "--max_train_steps", 2, "--channels", 3)
+    train(*resumed, "--max_train_steps", 2, "--channels", 1)
+    record = tmp_path / "training_args.json"
+    settings = json.loads(record.read_text())
+    assert settings["channels"] == 1
+    record.write_text(json.dumps({**settings, "channels": None}))  # as version 0.1.0 has it
+    train(*resumed, "--max_train_steps", 3)
+
+
 def test_preview_that_fails_loses_no_training(image_folder, tmp_path, monkeypatch):
     common = ("--train_data_dir", image_folder, "--logger", "none", "--max_train_steps", 3)
     train(*common, "--output_dir", tmp_path / "whole")

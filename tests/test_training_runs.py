@@ -477,17 +477,18 @@ def test_other_classes_begin_as_no_class(pretrained, num_classes, subfolder):
 
 
 @torch.no_grad()
-def test_classes_of_a_network_without_begin_as_it(small_unet, tmp_path):
+def test_classes_of_a_network_without_begin_as_it(small_unet, tmp_path, caplog):
     unet = small_unet(in_channels=1, out_channels=1).eval()
     unet.half().save_pretrained(tmp_path)
     ours = training.pretrained_unet(tmp_path, [8, 8], 1, 3, noise_scheduler=EtaDDIMScheduler())
+    assert "is a network without a scheduler: nothing shows whether it predicts 'epsilon'" in caplog.text
     assert ours.dtype == torch.float32
     x, t = torch.randn(4, 1, 8, 8), torch.arange(4) * 200
     difference = ours.eval()(x, t, torch.arange(4)).sample - unet.float()(x, t).sample
     assert difference.abs().max() < 1e-5
 
 
-def test_fine_tuning_begins_with_the_weights(pretrained, image_folder, tmp_path):
+def test_fine_tuning_begins_with_the_weights(pretrained, image_folder, tmp_path, caplog):
     folder, unet, _ = pretrained
     common = ("--train_data_dir", image_folder, "--output_dir", tmp_path, "--logger", "none", "--class_conditional")
     common += ("--pretrained_model_name_or_path", folder, "--prediction_type", "v_prediction")
@@ -495,6 +496,7 @@ def test_fine_tuning_begins_with_the_weights(pretrained, image_folder, tmp_path)
     train(*common)
     tuned = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert all((tuned[name] - value).abs().max() < 1e-7 for name, value in unet.state_dict().items())
+    assert "without a scheduler" not in caplog.text
     with pytest.raises(ValueError, match="`overwrite_output_dir` would delete `pretrained_model_name_or_path`"):
         train(*common, "--pretrained_model_name_or_path", tmp_path / "unet", "--overwrite_output_dir")
 

@@ -24,7 +24,7 @@ from .checkpoints import (
 from .hub import create_hub_repo
 from .images import FoundImages, ImageDataset, find_dataset_images, find_folder_images
 from .learning_rate import follow_schedule, warmup_steps
-from .losses import append_to_loss_log, check_loss, mean_losses, trim_loss_log, validation_losses
+from .losses import append_to_loss_log, check_loss, check_weights, mean_losses, trim_loss_log, validation_losses
 from .model import attention_heights, build_unet, check_levels, unet_from_config
 from .options import parse_args, resume_command
 from .output_folder import check_output_dir, open_output_dir, record_changes, write_pipeline, write_whole
@@ -51,6 +51,7 @@ __all__ = [
     "check_loss",
     "check_output_dir",
     "check_resumed_settings",
+    "check_weights",
     "choose_precision",
     "conditions_of",
     "count_batches",

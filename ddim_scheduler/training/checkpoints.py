@@ -23,9 +23,9 @@ CHECKSUMS = "checksums.json"
 SETTINGS = "training_args.json"  # of the run, beside its checkpoints
 # what a checkpoint depends on, and a resumed run must therefore not change
 FIXED_SETTINGS = (
-    *("resolution", "channels", "class_conditional", "model_config_name_or_path", "block_out_channels"),
-    *("layers_per_block", "attention_resolutions", "prediction_type", "ddpm_num_steps", "ddpm_beta_schedule"),
-    *("rescale_betas_zero_snr", "use_ema", "ema_inv_gamma", "ema_power", "ema_max_decay"),
+    *("resolution", "channels", "condition_channels", "class_conditional", "model_config_name_or_path"),
+    *("block_out_channels", "layers_per_block", "attention_resolutions", "prediction_type", "ddpm_num_steps"),
+    *("ddpm_beta_schedule", "rescale_betas_zero_snr", "use_ema", "ema_inv_gamma", "ema_power", "ema_max_decay"),
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "seed", "class_names"),
 )
 # of one start of the run and not of its training
@@ -177,6 +177,8 @@ def check_resumed_settings(
         for name, value in settings.items()
         if name in former and former[name] != value and name not in NOT_OF_THE_TRAINING
     }
+    if former.get("channels", 0) is None:  # an earlier version wrote the option, not what it came to
+        changes.pop("channels", None)
     for name in FIXED_SETTINGS:
         if name in changes:
             old, new = changes[name]

@@ -82,7 +82,10 @@ def find_folder_images(
         raise ValueError(f"`train_data_dir` holds no images: {train_data_dir} (but {others}).")
     found = FoundImages(items, [0] * len(items), left_out=left_out)
     if condition_dir is not None:
-        found = found._replace(conditions=_conditions(names, condition_dir))
+        conditions, number = _conditions(names, condition_dir)
+        found = found._replace(conditions=conditions)
+        if number > len(conditions):
+            left_out["conditions of no image"] = number - len(conditions)
     if not class_conditional:
         return found
     parts = [name.parts for name in names]
@@ -104,8 +107,8 @@ def _only(items: Sequence, indices: list[int]) -> Any:
     return torch.utils.data.Subset(items, indices)  # type: ignore[arg-type]
 
 
-def _conditions(names: Sequence[PurePath], condition_dir: str | Path) -> list[Path | dict]:
-    """The picture of a folder that belongs to each image."""
+def _conditions(names: Sequence[PurePath], condition_dir: str | Path) -> tuple[list[Path | dict], int]:
+    """The picture of a folder that belongs to each image, and how many it holds."""
     items, others, _ = find_images(condition_dir)
     by_stem: dict[PurePath, list[Path | dict]] = {}
     for item, name in zip(items, others, strict=True):
@@ -116,7 +119,7 @@ def _conditions(names: Sequence[PurePath], condition_dir: str | Path) -> list[Pa
             f"`condition_dir` {condition_dir} must hold one picture of the same name for each image, but of "
             f"{len(wrong)} of {len(names)} it does not: {', '.join(wrong[:5])}."
         )
-    return [by_stem[name.with_suffix("")][0] for name in names]
+    return [by_stem[name.with_suffix("")][0] for name in names], len(items)
 
 
 def find_dataset_images(

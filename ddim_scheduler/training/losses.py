@@ -100,10 +100,23 @@ def check_loss(loss: float, learning_rate: float, output_dir: Path, step: int):
         ValueError: If the loss is not finite; the checkpoints before this step are named.
     """
     if not math.isfinite(loss):
-        raise ValueError(
-            f"The loss is {loss} at step {step}, with `learning_rate` {learning_rate}. "
-            f"Checkpoints before it: {[str(path) for path in list_checkpoints(output_dir)]}"
-        )
+        _refuse(f"The loss is {loss}", learning_rate, output_dir, step)
+
+
+def check_weights(unet: UNet2DModel, learning_rate: float, output_dir: Path, step: int):
+    """
+    Refuses to save a model that is lost, which its loss, that before the step, does not tell yet.
+
+    Raises:
+        ValueError: If a weight is not finite; the checkpoints before this step are named.
+    """
+    if not torch.stack([weight.isfinite().all() for weight in unet.parameters()]).all():
+        _refuse("Weights are not finite", learning_rate, output_dir, step)
+
+
+def _refuse(what: str, learning_rate: float, output_dir: Path, step: int):
+    earlier = [str(path) for path in list_checkpoints(output_dir)]
+    raise ValueError(f"{what} at step {step}, with `learning_rate` {learning_rate}. Checkpoints before it: {earlier}")
 
 
 def append_to_loss_log(output_dir: Path, step: int, values: dict[str, float]):

@@ -3,6 +3,7 @@
 """The folder that a run writes: may it, who else does, and what is deleted there."""
 
 import fcntl
+import filecmp
 import json
 import logging
 import os
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import EtaDDIMPipeline, travelling
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+
+from .. import EtaDDIMPipeline, EtaDDIMScheduler, travelling
 from ..sharing import PIPELINE_CODE, PIPELINE_ENTRY, SCHEDULER_ENTRY
 from .checkpoints import SETTINGS, list_checkpoints
 
@@ -19,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 CHANGES = "logs/changes.jsonl"
+WEIGHTS = Path("unet", SAFETENSORS_WEIGHTS_NAME)
 OTHER_OUTPUTS = ("unet", "scheduler", "model_index.json", "pipeline.py", "sample.png", "samples", "logs", SETTINGS)
 
 
@@ -133,7 +137,8 @@ def write_pipeline(pipeline: EtaDDIMPipeline, output_dir: Path):
     Writes the pipeline of a run, where an earlier one of the same model may be.
 
     Each file replaces its former one at once, and none is gone for a moment: the folder can be loaded while this runs
-    and wherever it is killed. What a network and a scheduler are is the same all through a run.
+    and wherever it is killed. What a network and a scheduler are is the same all through a run. Samplers that were
+    fitted to the weights that are there stay if these are the same weights.
 
     Raises:
         OSError: If it cannot be written; the former one can be loaded.
@@ -141,6 +146,11 @@ def write_pipeline(pipeline: EtaDDIMPipeline, output_dir: Path):
     aside = output_dir / "unfinished-pipeline"
     try:
         pipeline.save_pretrained(aside, max_shard_size="1TB")  # of several files some could be older
+        fitted = None if pipeline.scheduler.config.fitted_tables else _fitted_scheduler(output_dir)
+        if fitted is not None and filecmp.cmp(output_dir / WEIGHTS, aside / WEIGHTS, shallow=False):
+            logger.info(f"The weights are those in {output_dir}: the samplers that were fitted to them stay.")
+            pipeline.scheduler = fitted
+            pipeline.save_pretrained(aside, max_shard_size="1TB")
         files = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
         last = ["", SCHEDULER_ENTRY, PIPELINE_ENTRY, "model_index.json"]  # which name others
         for file in sorted(files, key=lambda file: last.index(file.name if file.name in last else "")):
@@ -153,6 +163,15 @@ def write_pipeline(pipeline: EtaDDIMPipeline, output_dir: Path):
     for path in [path for pattern in PIPELINE_CODE for path in output_dir.glob(pattern)]:
         if path.relative_to(output_dir) not in files:  # of another version of this package
             path.unlink()
+
+
+def _fitted_scheduler(output_dir: Path) -> EtaDDIMScheduler | None:
+    """The scheduler of a whole pipeline there, if it has fitted samplers."""
+    try:
+        scheduler = EtaDDIMScheduler.from_pretrained(output_dir, subfolder="scheduler")
+    except (OSError, TypeError, ValueError):
+        return None
+    return scheduler if scheduler.config.fitted_tables and (output_dir / WEIGHTS).is_file() else None
 
 
 def write_whole(path: Path, text: str):

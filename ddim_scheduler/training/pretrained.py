@@ -55,6 +55,11 @@ def pretrained_unet(
         raise ValueError(f"{name} cannot be loaded: {error}") from error
     if scheduler is not None:
         _check_scheduler(scheduler, noise_scheduler, name)
+    else:
+        logger.warning(
+            f"{name} is a network without a scheduler: nothing shows whether it predicts "
+            f"{noise_scheduler.config.prediction_type!r}, at the noise levels of this run."
+        )
     if unet.config.sample_size != sample_size(resolution):
         logger.info(f"{name} had the `sample_size` {unet.config.sample_size}; this run has {[*resolution]}.")
     unet.register_to_config(sample_size=sample_size(resolution))

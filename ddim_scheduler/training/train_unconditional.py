@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> float:
     max_train_steps = args.max_train_steps or args.num_epochs * steps_per_epoch
     unet = load_unet(args, dataset, noise_scheduler, accelerator.device)
     settings = {name: value for name, value in vars(args).items() if name != "hub_token"}
-    settings["class_names"] = dataset.class_names
+    settings |= {name: getattr(dataset, name) for name in ("channels", "condition_channels", "class_names")}
     settings |= {"num_images": len(dataset), "num_processes": accelerator.num_processes}
     changes = {}
     if checkpoint is not None:
@@ -218,8 +218,7 @@ def main(argv: list[str] | None = None) -> float:
         f"{batch_size * accumulation} images a step"
     )
 
-    is_quiet = not accelerator.is_main_process
-    progress = training.Progress(max_train_steps, global_step, is_quiet)
+    progress = training.Progress(max_train_steps, global_step, not accelerator.is_main_process)
 
     def log(values: dict[str, float]):
         training.log_values(accelerator, values, global_step)
@@ -251,6 +250,7 @@ def main(argv: list[str] | None = None) -> float:
             )
 
     def save():  # the pipeline first: wherever there is a checkpoint, there is a model to sample
+        training.check_weights(unet, args.learning_rate, output_dir, global_step)
         if accelerator.is_main_process:
             with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
                 training.write_pipeline(pipeline, output_dir)
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> float:
     mean_loss, is_last, is_stopped = math.nan, False, False
     batches = training.seeded_batches(dataloader, args.seed, global_step, steps_per_epoch, accumulation)
     unet.train()
-    with training.noted_signals(is_quiet) as signals:
+    with training.noted_signals(not accelerator.is_main_process) as signals:
         asked_to_stop = training.StopVote(accelerator, signals)
         while global_step < max_train_steps and not is_stopped:
             seed, (images, labels, *condition) = next(batches)
@@ -331,7 +331,8 @@ def main(argv: list[str] | None = None) -> float:
     if accelerator.is_main_process:
         with training.trained_pipeline(unet, noise_scheduler, ema) as pipeline:
             training.write_pipeline(pipeline, output_dir)  # whatever becomes of the upload
-            logger.info(f"The pipeline is in {output_dir}; loss of the last steps {mean_loss:.4f}.")
+            loss = f"; loss of the last steps {mean_loss:.4f}" * math.isfinite(mean_loss)  # nan: there were none
+            logger.info(f"The pipeline is in {output_dir}{loss}.")
             if args.fit_steps is not None:
                 pipeline.scheduler = fit_saved(pipeline, args.fit_steps, conditions=conditions)
                 training.write_pipeline(pipeline, output_dir)
