@@ -115,7 +115,7 @@ NEW_UNET_32 = --block_out_channels 32 64 128 --layers_per_block 1 --attention_re
 define PUBLISH
 	$(VENV)/bin/python -c "import torch; from ddim_scheduler import EtaDDIMPipeline as Pipeline; \
 		Pipeline.from_pretrained('outputs/$(1)-32', torch_dtype=torch.float16).save_pretrained('models/$(1)')"
-	$(VENV)/bin/python -m ddim_scheduler.fitting models/$(1) --steps 5 8 10 15 20 30 50 --teacher_steps 100 --seeds 24
+	$(VENV)/bin/python -m ddim_scheduler.fitting models/$(1) --steps 3 5 8 10 15 20 30 50 --teacher_steps 250 --seeds 24
 	rm models/$(1)/*.py models/$(1)/scheduler/*.py
 endef
 

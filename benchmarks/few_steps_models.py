@@ -51,7 +51,7 @@ from few_steps import (
 )
 from report import around, update, versions
 
-COUNTS = (5, 8, 10, 15, 20, 30, 50)
+COUNTS = (3, 5, 8, 10, 15, 20, 30, 50)
 CONVERGED_STEPS = 200
 TRIAL_SEED, TRIAL_IMAGES = 99, 8
 PICTURE_SEED, BATCH_SIZE = 200, 64
