@@ -1,7 +1,8 @@
 # Copyright 2026 The ddim-scheduler authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Times EtaDDIMScheduler against diffusers' DDIMScheduler, alternately in one run: a step, a loop, and what comes before.
+Times EtaDDIMScheduler against diffusers' DDIMScheduler, alternately in one run: a step, a loop, what comes before,
+and a batch of samples at timesteps of their own.
 
     python benchmarks/step.py --device cpu --plot docs/step.png
 """
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> dict[tuple, Ratio]:
         "loop": f"{measured_with}; {LOOP_STEPS} steps, eta = 0, clip_sample, no model; {method()}\n\n"
         + loop_table(args.device),
         "start": f"{measured_with}; {method()}\n\n" + start_table(),
+        "batch": f"{measured_with}; float32, eta = 0, clip_sample; {method()}\n\n" + batch_table(args.device),
     }
     for name, table in tables.items():
         print(f"\n{table}", end="")
@@ -271,18 +273,12 @@ def kernels(function: Callable) -> int:
 
 
 def start_table() -> str:
-    """Import, construction and `set_timesteps`, and the samples of a training batch at timesteps of their own."""
+    """Import, construction and `set_timesteps`."""
     theirs, ours = DDIMScheduler(), EtaDDIMScheduler()
     rows = {
         "construction": compare(DDIMScheduler, EtaDDIMScheduler),
         "`set_timesteps(50)`": compare(partial(theirs.set_timesteps, 50), partial(ours.set_timesteps, 50)),
     }
-    for shape in BATCHES:
-        samples, noise = torch.randn(2, *shape)
-        arguments = samples, noise, torch.randint(1000, shape[:1])
-        add_noise, step = partial(theirs.add_noise, *arguments), partial(ours.step, noise, arguments[2], samples)
-        rows[f"`add_noise`, {shape}"] = compare(add_noise, partial(ours.add_noise, *arguments))
-        rows[f"`add_noise` of the built-in and `step` of ours, {shape}"] = compare(add_noise, step)
     lines = ["| | diffusers | ours | ratio |", "|---|---|---|---|"]
     lines += [f"| {name} | {r.theirs * 1e6:.0f} µs | {r.ours * 1e6:.0f} µs | {r} |" for name, r in rows.items()]
     times = [[import_seconds(statement) for statement in IMPORTS] for _ in range(5)]
@@ -298,6 +294,28 @@ def import_seconds(statement: str) -> float:
     code = f"import time; start = time.perf_counter(); {statement}; print(time.perf_counter() - start)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     return float(printed.split()[-1])
+
+
+# ------------------------------------------------------------------------------------------- a timestep for each sample
+
+
+def batch_table(device: str) -> str:
+    """What is made of as many samples as timesteps. The built-in's step, which takes one timestep, is not in it."""
+    theirs, ours = DDIMScheduler(), EtaDDIMScheduler()
+    ours.set_timesteps(1000, device=device)
+    lines = ["| samples | diffusers' `add_noise`, µs | ours, µs | ratio | our `step`, µs |", "|---|---|---|---|---|"]
+    for shape in BATCHES:
+        samples, noise = torch.randn(2, *shape, device=device)
+        timesteps = torch.randint(1000, shape[:1], device=device)
+        functions = [partial(scheduler.add_noise, samples, noise, timesteps) for scheduler in (theirs, ours)]
+        functions.append(partial(ours.step, noise, timesteps, samples, return_dict=False))
+        add_noise, of_ours, step = (list(column) for column in zip(*alternate(*functions, device=device), strict=True))
+        ratio = ratio_of(add_noise, of_ours)
+        lines.append(
+            f"| {shape} | {1e6 * ratio.theirs:.0f} | {1e6 * ratio.ours:.0f} | {ratio} | "
+            f"{1e6 * statistics.median(step):.0f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

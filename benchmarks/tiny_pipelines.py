@@ -745,6 +745,10 @@ def build(name: str, scheduler: SchedulerMixin, **parts: Any) -> DiffusionPipeli
         elif key not in ("self", "kwargs") and (parameter.default is parameter.empty or key in configs):
             components[key] = part(key, parameter, config)
     pipe = cls(**components)
+    for component in pipe.components.values():
+        for key, parameter in component.named_parameters() if isinstance(component, torch.nn.Module) else ():
+            if key.endswith("pad_token"):  # of Z-Image, which diffusers before 0.42 leaves as the memory has it
+                torch.nn.init.zeros_(parameter)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = (
     *(".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".ico", ".tga", ".npy"),
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")  # of phones, with the package pillow-heif
-ALMOST_BLACK = 1 / 16  # of white: a set that stays below is remarked upon
+ALMOST_BLACK = 1 / 8  # of white: a set that stays below is remarked upon
 SHOWN = 20  # of the files that cannot be read
 
 
@@ -161,7 +161,8 @@ class ImageReader:
                     self.broken[index] = str(image)
                     continue
                 self.notes.update(image.notes)
-                value = image.pixels.max().item() / (255 if image.pixels.dtype == torch.uint8 else 1)
+                colours = image.pixels[:-1] if self.channels in (2, 4) else image.pixels
+                value = colours.max().item() / (255 if colours.dtype == torch.uint8 else 1)
                 highest = max(highest, value)
                 if DEEP in image.notes:
                     highest_of_deep, number_of_deep = max(highest_of_deep, value), number_of_deep + 1
@@ -176,9 +177,9 @@ class ImageReader:
                 f"{number_of_deep} images of 16 bits go up to {round(highest_of_deep * WHITE_LEVEL)} of {WHITE_LEVEL}, "
                 "almost black: give `white_level`, 4095 if they have 12 bits, 65535 if they are meant so."
             )
-        if 0 < highest < ALMOST_BLACK:
-            number = len(self.items) - len(self.broken)
-            self.notes[f"almost black, up to {highest:.1%} of white: spread numbers of classes over 0 to 255"] = number
+        if highest < ALMOST_BLACK:
+            advice = ": spread numbers of classes over the whole range" * (self.kind == "condition")
+            self.notes[f"almost black, up to {highest:.1%} of white{advice}"] = len(self.items) - len(self.broken)
 
     def remarks(self, left_out: Counter[str]) -> list[str]:
         """What a person should know of how the set was read, a line for each kind, with the number of images."""

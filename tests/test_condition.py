@@ -267,11 +267,12 @@ def test_pictures_that_belong_to_no_image_are_counted(pairs):
     images, conditions = pairs
     for name in ("more.png", "and_more.png"):
         PIL.Image.new("L", (4, 4)).save(conditions / name)
+    shutil.copy(images / "0" / "0.png", images / "0" / "0.PNG")  # two images of one condition
     found = find_folder_images(images, condition_dir=conditions)
-    assert len(found.conditions) == 48
+    assert len(found.conditions) == 49
     assert ImageDataset(*found, resolution=[8, 8]).remarks() == [
         "left out: 2 conditions of no image",
-        "conditions: 48 enlarged",
+        "conditions: 49 enlarged",
     ]
 
 
@@ -283,7 +284,7 @@ def test_numbers_of_classes_as_conditions_are_remarked_upon(pairs):
     remarks = ImageDataset(*find_folder_images(images, condition_dir=conditions), resolution=[8, 8]).remarks()
     assert remarks == [
         "conditions: 48 enlarged",
-        "conditions: 48 almost black, up to 1.2% of white: spread numbers of classes over 0 to 255",
+        "conditions: 48 almost black, up to 1.2% of white: spread numbers of classes over the whole range",
     ]
 
 

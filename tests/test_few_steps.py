@@ -414,7 +414,7 @@ def test_tables_of_another_model_are_refused():
         ({"3": table(timesteps="abc")}, r"\['timesteps'\]` must be made of lists, but is 'abc'"),
         (
             {"3": table(timesteps=[*np.array([900, 500, 100])])},
-            r"must hold Python's numbers, but holds np.int64\(900\)",
+            r"must hold Python's numbers, but holds (np.int64\()?900",
         ),
         ({"3": table(sigmas=[[1.0]] * 4)}, r"must hold Python's numbers, but holds \[1.0\]"),
         ({"3": table(sigmas=[math.nan] * 4)}, "must be finite"),
@@ -616,11 +616,12 @@ def test_training_ends_with_fitted_samplers(image_folder, tmp_path, caplog):
     assert [*pipe.scheduler.config.fitted_tables] == ["2", "3"]
     assert pipe(num_inference_steps=3, output_type="np").images.std() > 0
     tables = pipe.scheduler.config.fitted_tables
+    caplog.clear()
     with caplog.at_level("INFO"):
         train(*common, "--max_train_steps", 1, "--resume_from_checkpoint", "latest")
     assert EtaDDIMPipeline.from_pretrained(tmp_path).scheduler.config.fitted_tables == tables
     assert "the samplers that were fitted to them stay" in caplog.text
-    assert "nan" not in caplog.text
+    assert "loss of the last steps" not in caplog.text
     train(*common, "--max_train_steps", 1, "--resume_from_checkpoint", "latest", "--fit_steps", 4)
     assert [*EtaDDIMPipeline.from_pretrained(tmp_path).scheduler.config.fitted_tables] == ["2", "3", "4"]
     train(*common, "--max_train_steps", 2, "--resume_from_checkpoint", "latest")

@@ -4,6 +4,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -42,6 +43,8 @@ PIPELINES = {
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipeline(name):
     """It runs, is equal to the built-in at eta = 0, and finite at 0.5 and 1."""
+    if not hasattr(diffusers, name):
+        pytest.skip(f"this diffusers has no {name}")
     row = flow_sweep.sweep(name)
     assert (row.builtin, row.ours, row.noisy) == ("", "", "")
     assert row.difference < 1e-5
@@ -78,6 +81,8 @@ def test_inversion_in_a_pipeline():
 
 def test_audio_scheduler_with_another_shift_is_refused():
     """LTX2 Condition gives the video's timestep to the audio's scheduler, which is right by the same levels alone."""
+    if "audio_scheduler" not in inspect.signature(diffusers.LTX2ConditionPipeline.__init__).parameters:
+        pytest.skip("this diffusers copies the video's scheduler")
     pipe = build("LTX2ConditionPipeline", built_in("LTX2ConditionPipeline"))
     pipe.scheduler = EtaFlowMatchScheduler.from_config(pipe.scheduler.config)
     pipe.audio_scheduler = EtaFlowMatchScheduler.from_config(pipe.scheduler.config, shift_terminal=0.3)

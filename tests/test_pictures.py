@@ -82,7 +82,10 @@ TRANSPARENT = {
 @pytest.mark.parametrize("name", TRANSPARENT)
 def test_transparent_pictures_are_painted_over_white(name, tmp_path, monkeypatch, caplog):
     picture, settings = TRANSPARENT[name]
-    write(tmp_path / name, picture, **settings)
+    try:
+        write(tmp_path / name, picture, **settings)
+    except OSError as error:
+        pytest.skip(f"this Pillow cannot write it: {error}")
     is_gray = "RGB" not in name and "colour" not in name
     expected = np.where(HALF[..., None] == 0, 255, NOISE[..., :1] if is_gray else NOISE)
     expected = torch.from_numpy(expected.astype(np.float32) / 255).permute(2, 0, 1).expand(3, -1, -1)

@@ -38,6 +38,28 @@ def lines(output_dir: Path, name: str = "losses") -> list[dict]:
 # ------------------------------------------------------------------------------------------------- the model on the way
 
 
+def test_scheduler_is_replaced_before_the_weights(pipeline, tmp_path, monkeypatch):
+    """So that samplers that were fitted to other weights are never beside them, wherever the run is killed."""
+    training.write_pipeline(pipeline, tmp_path)
+    replaced, replace = [], Path.replace
+
+    def recorded(self, target):
+        if "unfinished" not in str(target):
+            replaced.append(target.name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", recorded)
+    for is_reversed in (False, True):
+        files = Path.rglob
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rglob", lambda *a, f=files, r=is_reversed: sorted(f(*a), reverse=r))
+            training.write_pipeline(pipeline, tmp_path)
+        assert replaced[0] == "scheduler_config.json"
+        assert replaced[-1] == "model_index.json"
+        assert "diffusion_pytorch_model.safetensors" in replaced
+        replaced.clear()
+
+
 def test_folder_can_be_loaded_at_every_moment_after_the_first_checkpoint(image_folder, tmp_path, monkeypatch):
     """Between any two renamings; and the weights are the EMA's of a checkpoint, the former one or the new one."""
     output_dir, replace, seen = tmp_path / "model", Path.replace, []

@@ -82,10 +82,10 @@ def find_folder_images(
         raise ValueError(f"`train_data_dir` holds no images: {train_data_dir} (but {others}).")
     found = FoundImages(items, [0] * len(items), left_out=left_out)
     if condition_dir is not None:
-        conditions, number = _conditions(names, condition_dir)
+        conditions, number_of_others = _conditions(names, condition_dir)
         found = found._replace(conditions=conditions)
-        if number > len(conditions):
-            left_out["conditions of no image"] = number - len(conditions)
+        if number_of_others:
+            left_out["conditions of no image"] = number_of_others
     if not class_conditional:
         return found
     parts = [name.parts for name in names]
@@ -108,7 +108,7 @@ def _only(items: Sequence, indices: list[int]) -> Any:
 
 
 def _conditions(names: Sequence[PurePath], condition_dir: str | Path) -> tuple[list[Path | dict], int]:
-    """The picture of a folder that belongs to each image, and how many it holds."""
+    """The picture of a folder that belongs to each image, and how many belong to none."""
     items, others, _ = find_images(condition_dir)
     by_stem: dict[PurePath, list[Path | dict]] = {}
     for item, name in zip(items, others, strict=True):
@@ -119,7 +119,8 @@ def _conditions(names: Sequence[PurePath], condition_dir: str | Path) -> tuple[l
             f"`condition_dir` {condition_dir} must hold one picture of the same name for each image, but of "
             f"{len(wrong)} of {len(names)} it does not: {', '.join(wrong[:5])}."
         )
-    return [by_stem[name.with_suffix("")][0] for name in names], len(items)
+    stems = [name.with_suffix("") for name in names]
+    return [by_stem[stem][0] for stem in stems], len(items) - len({*stems})
 
 
 def find_dataset_images(

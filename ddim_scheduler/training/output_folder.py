@@ -137,8 +137,8 @@ def write_pipeline(pipeline: EtaDDIMPipeline, output_dir: Path):
     Writes the pipeline of a run, where an earlier one of the same model may be.
 
     Each file replaces its former one at once, and none is gone for a moment: the folder can be loaded while this runs
-    and wherever it is killed. What a network and a scheduler are is the same all through a run. Samplers that were
-    fitted to the weights that are there stay if these are the same weights.
+    and wherever it is killed. What a network is is the same all through a run. Samplers that were fitted to the weights
+    that are there stay if these are the same weights; a scheduler is replaced before other weights are.
 
     Raises:
         OSError: If it cannot be written; the former one can be loaded.
@@ -148,12 +148,15 @@ def write_pipeline(pipeline: EtaDDIMPipeline, output_dir: Path):
         pipeline.save_pretrained(aside, max_shard_size="1TB")  # of several files some could be older
         fitted = None if pipeline.scheduler.config.fitted_tables else _fitted_scheduler(output_dir)
         if fitted is not None and filecmp.cmp(output_dir / WEIGHTS, aside / WEIGHTS, shallow=False):
-            logger.info(f"The weights are those in {output_dir}: the samplers that were fitted to them stay.")
+            logger.info(
+                f"The weights are those in {output_dir}: the samplers that were fitted to them stay, in the place of "
+                "this run's `timestep_spacing` and `clip_sample`."
+            )
             pipeline.scheduler = fitted
             pipeline.save_pretrained(aside, max_shard_size="1TB")
         files = [path.relative_to(aside) for path in aside.rglob("*") if path.is_file()]
-        last = ["", SCHEDULER_ENTRY, PIPELINE_ENTRY, "model_index.json"]  # which name others
-        for file in sorted(files, key=lambda file: last.index(file.name if file.name in last else "")):
+        order = [EtaDDIMScheduler.config_name, "", SCHEDULER_ENTRY, PIPELINE_ENTRY, "model_index.json"]  # name others
+        for file in sorted(files, key=lambda file: order.index(file.name if file.name in order else "")):
             (output_dir / file).parent.mkdir(exist_ok=True)
             (aside / file).replace(output_dir / file)
     except Exception as error:
