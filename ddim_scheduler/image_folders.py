@@ -161,7 +161,8 @@ class ImageReader:
                     self.broken[index] = str(image)
                     continue
                 self.notes.update(image.notes)
-                colours = image.pixels[:-1] if self.channels in (2, 4) else image.pixels
+                has_alpha = self.channels in (2, 4) and len(image.pixels) == self.channels
+                colours = image.pixels[:-1] if has_alpha else image.pixels
                 value = colours.max().item() / (255 if colours.dtype == torch.uint8 else 1)
                 highest = max(highest, value)
                 if DEEP in image.notes:

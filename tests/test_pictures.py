@@ -458,3 +458,13 @@ def test_a_part_is_held_out(tmp_path):
     assert parts[1] != [int(item.stem) for item in found.split(0.15, seed=2)[1].items]
     with pytest.raises(ValueError, match=r"`validation_share` 0\.99 of 20 images leaves none"):
         found.split(0.99)
+
+
+def test_alpha_of_a_black_set_is_no_light_and_deep_gray_has_none(tmp_path):
+    for k in range(2):
+        write(tmp_path / "black" / f"{k}.png", np.dstack([0 * NOISE, np.full_like(NOISE[..., 0], 255)]))
+    dataset = ImageDataset(*find_folder_images(tmp_path / "black"), resolution=[12, 16], channels=4)
+    assert dataset.remarks() == ["2 almost black, up to 0.0% of white"]
+    write(tmp_path / "deep" / "a.png", NOISE[..., 0].astype(np.uint16) * 257)
+    with pytest.raises(ValueError, match="has 1 channels, not 4"):
+        ImageDataset(*find_folder_images(tmp_path / "deep"), resolution=[12, 16], channels=4)
