@@ -1,4 +1,4 @@
-# One command per duty. Needs Python 3.10 or newer with venv; everything else is installed into .venv.
+# One command per duty. Needs Python 3.11 or newer with venv; everything else is installed into .venv.
 #
 #   make demo        train on digits, load the result in a fresh process, write a picture
 #   make test        the fast tests
