@@ -64,7 +64,7 @@ def track_of(pipe: EtaDDIMPipeline, classes: Sequence[int] | None = None, guidan
 
     def output(x: torch.Tensor, alpha: float, sigma: float, t: Any) -> torch.Tensor:
         labels = None if classes is None else torch.tensor([classes[k % len(classes)] for k in range(len(x))])
-        return pipe._predict(x, t, t, labels, None, guidance)
+        return pipe._predict(x, t, t, labels, None, guidance, pipe.unet.dtype)
 
     def noise(number: int, seed: int) -> torch.Tensor:
         return torch.randn(number, *shape, generator=torch.Generator().manual_seed(seed))

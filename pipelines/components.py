@@ -166,8 +166,11 @@ class Components(ConfigMixin):
         """The number of channels of a condition, which the UNet takes after those of x_t; 0 without."""
         return self._network.config.in_channels - self.image_channels
 
-    def _predict(self, latents, t, t_on_device, class_labels, condition, guidance_scale) -> torch.Tensor:
-        """What the UNet returns for x_t and the condition, with classifier-free guidance."""
+    def _predict(self, latents, t, t_on_device, class_labels, condition, guidance_scale, dtype) -> torch.Tensor:
+        """
+        What the UNet returns for x_t and the condition, with classifier-free guidance. `dtype` is that of the UNet, for
+        which diffusers walks through all of its modules: once for a call, not for each step.
+        """
         model_input = self.scheduler.scale_model_input(latents, t)
         without = model_input  # the condition, which is 0 then, and the class
         if condition is not None:
@@ -175,12 +178,12 @@ class Components(ConfigMixin):
                 torch.cat([model_input, c], dim=1) for c in (condition, torch.zeros_like(condition))
             )
         if guidance_scale == 1:
-            return self.unet(model_input.to(self._network.dtype), t_on_device, class_labels).sample
+            return self.unet(model_input.to(dtype), t_on_device, class_labels).sample
         labels = None
         if class_labels is not None:
             no_class = torch.full_like(class_labels, self._network.config.num_class_embeds - 1)
             labels = torch.cat([class_labels, no_class])
-        twice = self.unet(torch.cat([model_input, without]).to(self._network.dtype), t_on_device, labels).sample
+        twice = self.unet(torch.cat([model_input, without]).to(dtype), t_on_device, labels).sample
         with_both, with_none = twice.float().chunk(2)
         channels = latents.shape[1]  # a learned variance follows them
         guided = torch.lerp(with_none[:, :channels], with_both[:, :channels], guidance_scale)

@@ -193,14 +193,14 @@ class Inversion(Components):
         if class_labels is not None:
             class_labels = to_labels(class_labels).to(device)
 
-        calls = 0
+        model_dtype, calls = self._network.dtype, 0
 
         def predict(sample, t, t_on_device, rows=slice(None)):
             nonlocal calls
             calls += 1
             labels = None if class_labels is None else class_labels[rows]
             conditions = None if condition is None else condition[rows]
-            return self._predict(sample, t, t_on_device, labels, conditions, guidance_scale)
+            return self._predict(sample, t, t_on_device, labels, conditions, guidance_scale, model_dtype)
 
         def solve(sample, t, t_on_device, s):
             """x_t and the residual of each image; the plain inversion if there are no iterations."""

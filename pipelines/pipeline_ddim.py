@@ -255,11 +255,14 @@ class EtaDDIMPipeline(Inversion, SharedPipeline, DiffusionPipeline):
         if takes(self.scheduler.step, "generator"):
             given["generator"] = generator
         step_kwargs = {name: value for name, value in given.items() if value is not None}
+        model_dtype = self._network.dtype
         for i, (t, t_on_device, s) in enumerate(self.progress_bar(steps)):
             if variance_noise is not None:
                 step_kwargs |= {"generator": None, "variance_noise": variance_noise[i].to(device, dtype)}
             for resample in reversed(range(num_resamples)):
-                model_output = self._predict(latents, t, t_on_device, class_labels, condition, guidance_scale)
+                model_output = self._predict(
+                    latents, t, t_on_device, class_labels, condition, guidance_scale, model_dtype
+                )
                 if method == "o_belm" and last_latents is not None:
                     sample = self.scheduler.midpoint_step(model_output, t, latents, last_latents)
                 else:
