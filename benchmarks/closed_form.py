@@ -27,9 +27,10 @@ from diffusers import (
 from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler.command_line import run
 from ddim_scheduler.evaluation import frechet_distance, load_images
 
-from report import around, update
+from report import check, update
 
 SIZE = 8
 BLUR = 0.1  # std around each digit, whose pixels are in [-1, 1]
@@ -177,8 +178,7 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if args.num_images <= SIZE**2 or args.num_seeds < 1:
         parser.error(f"--num_images must be more than {SIZE**2}, and --num_seeds at least 1")
-    if args.update is not None:
-        around(args.update, "closed-form")  # refuses a wrong document before the work
+    check(args.update, "closed-form")  # refuses a wrong document before the work
     warnings.filterwarnings("ignore")
     for name in ("diffusers", "ddim_scheduler"):  # `leading` says that 5 steps start far from pure noise
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -197,13 +197,9 @@ def main(argv: list[str] | None = None) -> dict:
     print(text, end="")
     if args.plot is not None:
         plot(results, args.plot)
-    if args.update is not None:
-        update(args.update, "closed-form", text)
+    update(args.update, "closed-form", text)
     return results
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

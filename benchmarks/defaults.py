@@ -27,11 +27,11 @@ import PIL.ImageFont
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from ddim_scheduler import EtaDDIMPipeline
+from ddim_scheduler import EtaDDIMPipeline, command_line
 from ddim_scheduler.evaluation import Scores, extract_features, load_images, load_network, scores, shuffled
 from ddim_scheduler.training import train_unconditional
 
-from report import update, versions
+from report import check, update, versions
 
 NETWORK = "--resolution 16 --block_out_channels 16 32 48 --layers_per_block 1 --attention_resolutions"
 RECIPES = {
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/defaults"), help="folder of the runs")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
+    check(args.update, "defaults")
     if "emoji" in args.sets and not SETS["emoji"].train.is_dir():
         write_emoji(SETS["emoji"].train.parent)
     recipes = RECIPES if args.options is None else {**RECIPES, args.options: args.options}
@@ -84,8 +85,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, Any]]:
                 run = f"{name} {recipe} {steps}"
                 results[run] = result(SETS[name], options, steps, args.work_dir / run.replace(" ", "_"))
                 print(table(results, args.sets, [*recipes], args.num_steps), flush=True)
-                if args.update is not None:
-                    update(args.update, "defaults", table(results, args.sets, [*recipes], args.num_steps))
+                update(args.update, "defaults", table(results, args.sets, [*recipes], args.num_steps))
     return results
 
 
@@ -165,4 +165,4 @@ def cell(figures: dict[str, Any] | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -19,8 +19,9 @@ from diffusers import DDIMScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler.command_line import run
 
-from report import update
+from report import check, update
 
 MEAN, STD = 0.3, 0.5  # Gaussian data, whose exact denoiser is known
 
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> str:
     )
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
+    check(args.update, "differences")
     warnings.filterwarnings("ignore")
     diffusers.logging.set_verbosity_error()
 
@@ -158,10 +160,9 @@ def main(argv: list[str] | None = None) -> str:
     lines += [f"| {name} | {measure(DDIMScheduler)} | {measure(EtaDDIMScheduler)} |" for name, measure in ROWS]
     table = "\n".join(lines) + "\n"
     print(table, end="")
-    if args.update is not None:
-        update(args.update, "differences", table)
+    update(args.update, "differences", table)
     return table
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -35,12 +35,13 @@ from diffusers import (
 from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMScheduler, EtaFlowMatchScheduler
+from ddim_scheduler.command_line import run
 from ddim_scheduler.evaluation import frechet_distance
 from ddim_scheduler.fitting import TrajectoryRecorder, fit_table, teacher_of, with_tables
 from ddim_scheduler.timestep_grids import TIMESTEP_SPACINGS
 
 from closed_form import BLUR, SIZE, digits, draw
-from report import around, update, versions
+from report import check, update, versions
 
 COUNTS = (5, 6, 8, 10, 15, 20)
 SEEDS = (100, 101, 102)
@@ -324,8 +325,7 @@ def main(argv: list[str] | None = None) -> dict[str, Results]:
     args = parser.parse_args(argv)
     if args.num_images <= SIZE**2:
         parser.error(f"--num_images must be more than {SIZE**2}")
-    if args.update is not None:
-        around(args.update, "few-steps")
+    check(args.update, "few-steps")
     quiet()
 
     data = digits(args.data_dir)
@@ -366,8 +366,7 @@ def main(argv: list[str] | None = None) -> dict[str, Results]:
     print("\n".join(parts[:6]), flush=True)
     if args.plot is not None:
         plot(tables, args.plot)
-    if args.update is not None:
-        update(args.update, "few-steps", "\n".join(parts))
+    update(args.update, "few-steps", "\n".join(parts))
     return tables
 
 
@@ -379,7 +378,4 @@ def quiet():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    run(main)

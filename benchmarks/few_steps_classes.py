@@ -24,22 +24,22 @@ from ddim_scheduler.fitting import fit_sampler
 
 from few_steps import Results, quiet
 from few_steps_models import compare, report, track_of
-from report import around, update, versions
+from report import check, update, versions
 
 TRAINING = (
     "--class_conditional --resolution 16 --block_out_channels 32 48 64 --layers_per_block 1 --attention_resolutions "
-    "--train_batch_size 32 --max_train_steps 1500 --learning_rate 2e-3 --logger none"
+    "--train_batch_size 32 --max_train_steps 1500 --learning_rate 2e-3 --logger none --resume_from_checkpoint latest"
 )
 COUNTS = (5, 10, 20)
 FITTED_CLASSES, OTHER_CLASSES, GUIDANCE, TRAJECTORIES = range(5), range(5, 10), (1.0, 3.0), 20
 
 
 def trained(data_dir: Path, folder: Path) -> EtaDDIMPipeline:
-    """A model of digits with classes; trained only if it is not there."""
-    if not (folder / "model_index.json").is_file():
-        places = ["--train_data_dir", str(data_dir / "train"), "--output_dir", str(folder)]
-        command = [sys.executable, "-m", "ddim_scheduler.training", *shlex.split(TRAINING), *places]
-        subprocess.run(command, check=True)
+    """A model of digits with classes, trained as far as it is not yet."""
+    places = ["--train_data_dir", str(data_dir / "train"), "--output_dir", str(folder)]
+    command = [sys.executable, "-m", "ddim_scheduler.training", *shlex.split(TRAINING), *places]
+    if subprocess.run(command).returncode:
+        raise SystemExit("error: the training failed, see above")
     return EtaDDIMPipeline.from_pretrained(folder)
 
 
@@ -55,8 +55,7 @@ def main(argv: list[str] | None = None) -> dict[float, Results]:
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/digits-classes"), help="folder of the model")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
     args = parser.parse_args(argv)
-    if args.update is not None:
-        around(args.update, "few-steps-classes")
+    check(args.update, "few-steps-classes")
     quiet()
 
     pipe = trained(args.data_dir, args.work_dir)
@@ -72,8 +71,7 @@ def main(argv: list[str] | None = None) -> dict[float, Results]:
         title = f"Guidance {guidance:g}, {how}; classes 5 to 9"
         parts += report(title, trial, found[guidance], COUNTS, args.num_images)
         print("\n".join(parts), flush=True)
-    if args.update is not None:
-        update(args.update, "few-steps-classes", "\n".join(parts))
+    update(args.update, "few-steps-classes", "\n".join(parts))
     return found
 
 

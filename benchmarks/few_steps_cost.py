@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler.command_line import run
 from ddim_scheduler.fitting import fit_sampler
 
-from report import around, update, versions
+from report import check, update, versions
 from step import ROUNDS, alternate, run_loop
 
 MODEL = Path(__file__).parents[1] / "models" / "digits"
@@ -54,8 +55,7 @@ def main(argv: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description="Time steps with a history, and a fit.")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
-    if args.update is not None:
-        around(args.update, "few-steps-cost")
+    check(args.update, "few-steps-cost")
     pipe = EtaDDIMPipeline.from_pretrained(MODEL)
     text = (
         f"{versions('cpu')}; float32, eta = 0, a step of a loop of {NUM_STEPS} without a model, medians of {ROUNDS} "
@@ -73,10 +73,9 @@ def main(argv: list[str] | None = None) -> str:
         f"steps of a teacher: {fit:.0f} s, where sampling {SEEDS} images in {NUM_STEPS} steps takes {call:.1f} s.\n"
     )
     print(text)
-    if args.update is not None:
-        update(args.update, "few-steps-cost", text)
+    update(args.update, "few-steps-cost", text)
     return text
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

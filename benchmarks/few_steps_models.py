@@ -49,7 +49,7 @@ from few_steps import (
     their_names,
     their_samplers,
 )
-from report import around, update, versions
+from report import check, update, versions
 
 COUNTS = (3, 5, 8, 10, 15, 20, 30, 50)
 CONVERGED_STEPS = 200
@@ -163,15 +163,23 @@ def main(argv: list[str] | None = None) -> Results:
     parser.add_argument("--num_compared", type=int, default=320, help="images that are compared with the real ones")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
     args = parser.parse_args(argv)
-    if args.num_compared < 4:
-        parser.error(f"--num_compared must be at least 4, but is {args.num_compared}")
+    for name, least in (("num_images", 1), ("num_compared", 4)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, but is {getattr(args, name)}")
+    for folder in (args.model, args.data_dir / "train", args.data_dir / "test"):
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}")
     marker = f"few-steps-{args.model.name}"
-    if args.update is not None:
-        around(args.update, marker)
+    check(args.update, marker)
     network = load_network(args.features, args.weights)
     quiet()
 
     pipe = EtaDDIMPipeline.from_pretrained(args.model)
+    missing = {*map(str, COUNTS)} - {*(pipe.scheduler.config.fitted_tables or {})}
+    if missing or pipe.scheduler.config.timestep_spacing != "fitted":
+        steps = " ".join(map(str, COUNTS))
+        command = f"python -m ddim_scheduler.fitting {args.model} --steps {steps}"
+        parser.error(f"model must have samplers fitted for {steps} steps: {command}")
     track = track_of(pipe)
     trial, results = compare(track, pipe.scheduler, COUNTS, args.num_images)
     parts = [f"{versions('cpu')}.\n", *report(f"`{args.model.name}`", trial, results, COUNTS, args.num_images)]
@@ -185,8 +193,7 @@ def main(argv: list[str] | None = None) -> Results:
     ]
     text = "\n".join(parts) + "\n"
     print(text, flush=True)
-    if args.update is not None:
-        update(args.update, marker, text)
+    update(args.update, marker, text)
     return results
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ddim_scheduler import EtaDDIMPipeline
 from ddim_scheduler.app.samplers import FITTED, OURS, Model, Settings, distance, reference, sample
+from ddim_scheduler.command_line import run
 from ddim_scheduler.generation import picture_grid
 
 COUNTS = (5, 10, 20, 50)
@@ -37,10 +38,15 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--seed", type=int, default=0, help="seed of the eight images")
     parser.add_argument("--output", type=Path, default=Path("outputs/few-steps.png"), help="PNG file to write")
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed must be at least 0, but is {args.seed}")
+    if args.output.is_dir():
+        parser.error(f"--output must be a file, but this is a folder: {args.output}")
     model = Model(EtaDDIMPipeline.from_pretrained(args.model), args.model)
     missing = [count for count in COUNTS if count not in model.fitted_steps]
     if missing:
-        parser.error(f"model has no fitted samplers of {missing} steps: python -m ddim_scheduler.fitting {args.model}")
+        command = f"python -m ddim_scheduler.fitting {args.model} --steps {' '.join(map(str, missing))}"
+        parser.error(f"model has no fitted samplers of {missing} steps: {command}")
 
     pictures = {}
     for name, (sampler, spacing) in ROWS.items():
@@ -75,4 +81,4 @@ def show(axis, images: torch.Tensor):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

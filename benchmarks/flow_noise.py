@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from ddim_scheduler import EtaFlowMatchScheduler
+from ddim_scheduler.command_line import run
 
-from report import update
+from report import check, update
 
 NUMBERS = (4, 10, 20)
 MU = 1.15  # Flux at 1024x1024
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
     parser = argparse.ArgumentParser(description="Measure the noise that stochastic steps leave in the result.")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
+    check(args.update, "flow-noise")
     makers: dict[str, Callable[[EtaFlowMatchScheduler], Step]] = {
         "here, eta 0.5": lambda scheduler: family(scheduler, 0.5),
         "here, eta 1": lambda scheduler: family(scheduler, 1.0),
@@ -107,10 +109,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[float]]:
         f"{NUMBERS[1]} steps.\n"
     )
     print(result, end="")
-    if args.update is not None:
-        update(args.update, "flow-noise", result)
+    update(args.update, "flow-noise", result)
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,8 +17,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers import scheduling_flow_match_euler_discrete
 
 from ddim_scheduler import EtaFlowMatchScheduler, steps
+from ddim_scheduler.command_line import run
 
-from report import update, versions
+from report import check, update, versions
 from step import Ratio, ratio_of
 
 SHAPES = ((1, 16, 32, 32), (1, 16, 128, 128), (4, 16, 128, 128))
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description="Time the flow scheduler's step against diffusers', alternately.")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
+    check(args.update, "flow-step")
     torch.set_num_threads(1)
     torch.empty(31 * 2**20, dtype=torch.uint8)  # as in step.py: malloc then keeps what is freed
     method = (
@@ -99,10 +101,9 @@ def main(argv: list[str] | None = None) -> str:
         f"`fullgraph=True`: {compilations()}.\n"
     )
     print(result, end="")
-    if args.update is not None:
-        update(args.update, "flow-step", result)
+    update(args.update, "flow-step", result)
     return result
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

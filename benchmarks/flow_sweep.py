@@ -21,7 +21,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_flow_pipelines import arguments, build, built_in
 
-from ddim_scheduler import EtaFlowMatchScheduler
+from ddim_scheduler import EtaFlowMatchScheduler, command_line
 
 from pipeline_sweep import be_quiet, pipelines, recorded_steps, run_sweep, tensors
 
@@ -133,4 +133,4 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
 
 if __name__ == "__main__":
     be_quiet()
-    main()
+    command_line.run(main)

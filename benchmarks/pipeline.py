@@ -18,9 +18,9 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
 from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
-from ddim_scheduler.command_line import add_device
+from ddim_scheduler.command_line import add_device, run
 
-from report import update, versions
+from report import check, update, versions
 from step import ratio_of
 
 # name: settings of the UNet, then images and steps of a call on a CPU and on a GPU
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     add_device(parser, "cpu or cuda", "cpu")
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     args = parser.parse_args(argv)
+    check(args.update, f"pipeline-{args.device}")
     diffusers.logging.set_verbosity_error()
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
 
@@ -95,8 +96,7 @@ def main(argv: list[str] | None = None) -> list[float]:
     )
     table += "\n".join(lines) + "\n"
     print(table, end="")
-    if args.update is not None:
-        update(args.update, f"pipeline-{args.device}", table)
+    update(args.update, f"pipeline-{args.device}", table)
     return ratios
 
 
@@ -113,4 +113,4 @@ def seconds(call: Callable) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

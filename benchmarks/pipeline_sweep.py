@@ -32,9 +32,9 @@ import transformers
 from diffusers import DDIMParallelScheduler, DDIMScheduler, DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
-from ddim_scheduler import EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMScheduler, command_line
 
-from report import update
+from report import check, update
 from tiny_pipelines import annotated_classes, arguments, build, built_in, pipeline_class
 
 STEPS = 5  # divides 1000: the built-in is right with `leading`
@@ -278,6 +278,7 @@ def run_sweep(
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     parser.add_argument("--traceback", action="store_true", help="print the traceback of each error")
     args = parser.parse_args(argv)
+    check(args.update, marker)
     if args.only and args.update is not None:
         parser.error("--update is for the whole sweep: leave --only out.")
     unknown = [name for name in args.only if name not in pipelines()]
@@ -290,8 +291,7 @@ def run_sweep(
         print(f"{name}: {rows[name]} ({time.perf_counter() - start:.1f} s)", flush=True)
     result = table(rows)
     print(result, end="")
-    if args.update is not None:
-        update(args.update, marker, result)
+    update(args.update, marker, result)
     return rows
 
 
@@ -316,4 +316,4 @@ def main(argv: list[str] | None = None) -> dict[str, Row]:
 
 if __name__ == "__main__":
     be_quiet()
-    main()
+    command_line.run(main)

@@ -25,7 +25,14 @@ def around(path: Path, name: str) -> tuple[str, str]:
     return text[: text.index(start) + len(start)], text[text.index(end) :]
 
 
-def update(path: Path, name: str, table: str):
-    """Replaces what stands between the markers."""
-    before, after = around(path, name)
-    path.write_text(f"{before}\n{table}{after}")
+def check(path: Path | None, *names: str):
+    """Before the work: raises ValueError or OSError if the tables of these names have no place in the document."""
+    for name in names if path is not None else ():
+        around(path, name)
+
+
+def update(path: Path | None, name: str, table: str):
+    """Replaces what stands between the markers, if there is a document."""
+    if path is not None:
+        before, after = around(path, name)
+        path.write_text(f"{before}\n{table}{after}")

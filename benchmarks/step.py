@@ -22,9 +22,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from ddim_scheduler import EtaDDIMScheduler
-from ddim_scheduler.command_line import add_device
+from ddim_scheduler.command_line import add_device, run
 
-from report import update, versions
+from report import check, update, versions
 
 SHAPES = ((1, 3, 8, 8), (4, 4, 64, 64), (64, 3, 32, 32), (16, 4, 128, 128))
 LOOP_SHAPES = ((64, 3, 32, 32), (8, 4, 128, 128))
@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> dict[tuple, Ratio]:
     parser.add_argument("--update", type=Path, help="document to put the tables into, between their markers")
     parser.add_argument("--plot", type=Path, help="PNG to draw the times of a step into (needs matplotlib)")
     args = parser.parse_args(argv)
+    check(args.update, *(f"{name}-{args.device}" for name in ("step", "loop", "start", "batch")))
     diffusers.logging.set_verbosity_error()
     # Freed at once. From then on glibc's malloc keeps what is freed, as in a process that has run a UNet. Otherwise it
     # may give memory back after each step, and the page faults of the next one are most of the time at large sizes.
@@ -72,8 +73,7 @@ def main(argv: list[str] | None = None) -> dict[tuple, Ratio]:
     }
     for name, table in tables.items():
         print(f"\n{table}", end="")
-        if args.update is not None:
-            update(args.update, f"{name}-{args.device}", table)
+        update(args.update, f"{name}-{args.device}", table)
     if args.plot is not None:
         plot(ratios, copies, measured_with, args.plot)
     return ratios
@@ -319,4 +319,4 @@ def batch_table(device: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -32,7 +32,7 @@ from ddim_scheduler.evaluation import (
 )
 from ddim_scheduler.generation import generate_images, use_scheduler
 
-from report import around, update
+from report import check, update
 
 # eta, and what the scheduler's config has. The official code clips x_0 for sigma-hat alone; the last row is not the
 # paper's.
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if path is not None and not path.exists():
             parser.error(f"--{name} is not there: {path}")
     for path in args.update:
-        around(path, f"table1-{args.device}")  # refuses a wrong document before the work
+        check(path, f"table1-{args.device}")  # refuses a wrong document before the work
     for path in filter(None, (args.json, args.plot)):
         if path.is_dir():
             parser.error(f"--json and --plot must be files, but this is a folder: {path}")

@@ -29,7 +29,7 @@ from ddim_scheduler.command_line import add_device, run
 from ddim_scheduler.fitting import teacher_of
 from ddim_scheduler.training.processes import computes_bfloat16
 
-from report import update, versions
+from report import check, update, versions
 
 NUM_IMAGES, SEEDS, BUILTIN_STEPS, TEACHER_STEPS, ROUNDS = 64, (0, 1, 2), 50, 100, 5
 
@@ -109,6 +109,10 @@ def main(argv: list[str] | None = None) -> dict[Path, list[tuple[Run, float]]]:
     add_device(parser, "cpu or cuda", "cpu")
     parser.add_argument("--update", type=Path, help="document to put the tables into, between its markers")
     args = parser.parse_args(argv)
+    for folder in args.models:
+        if not folder.is_dir():
+            parser.error(f"models: there is no folder {folder}")
+    check(args.update, f"time-to-picture-{args.device}")
     diffusers.logging.set_verbosity_error()
     compared, tables = {}, []
     for folder in args.models:
@@ -124,8 +128,7 @@ def main(argv: list[str] | None = None) -> dict[Path, list[tuple[Run, float]]]:
             lines.append(f"| {one.name} | {one.steps} | {off:.4f} | {seconds:.2f} | {base / seconds:.1f} |")
         tables.append("\n".join(lines) + "\n")
         print(tables[-1], flush=True)
-    if args.update is not None:
-        update(args.update, f"time-to-picture-{args.device}", "\n".join(tables))
+    update(args.update, f"time-to-picture-{args.device}", "\n".join(tables))
     return compared
 
 

@@ -27,9 +27,10 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 
+from ddim_scheduler import command_line
 from ddim_scheduler.training import build_unet, find_folder_images, parse_args, train_unconditional
 
-from report import update, versions
+from report import check, update, versions
 
 MODELS = {
     "demo": "--resolution 16 --block_out_channels 16 32 64 --layers_per_block 1 --attention_resolutions",
@@ -50,6 +51,9 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
     parser.add_argument("--update", type=Path, help="document to put the table into, between its markers")
     parser.add_argument("--variant", help=argparse.SUPPRESS)  # a process of this benchmark itself
     args = parser.parse_args(argv)
+    check(args.update, f"training-{args.device}")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, but is {args.rounds}")
     if args.variant is not None:
         result = run(args.variant, args.models[0], args.train_data_dir, args.device)
         if int(os.environ.get("RANK", 0)) == 0:
@@ -81,8 +85,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], float]:
         )
         ratios["2 processes", "of ideal"] = statistics.median(ideal) / 2
     print(table, end="")
-    if args.update is not None:
-        update(args.update, f"training-{args.device}", table)
+    update(args.update, f"training-{args.device}", table)
     return ratios
 
 
@@ -210,4 +213,4 @@ class ImagesFromFiles(torch.utils.data.Dataset):
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -210,6 +210,8 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     if not isinstance(args.arguments, dict):
         parser.error(f"--arguments must be a JSON dictionary, but is {args.arguments!r}")
+    if min(args.steps) < 1:
+        parser.error(f"--steps must be at least 1, but are {args.steps}")
     if not Path(args.pipeline).is_dir() and args.output is None:
         parser.error(f"--output is needed, since there is no folder {args.pipeline}")
 

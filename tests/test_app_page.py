@@ -428,7 +428,7 @@ def test_digits_in_a_browser(browser, tmp_path, record_property, pytestconfig):
             page.mouse.move(0, 0)
             page.screenshot(path=Path(folder) / f"app-{tab}.png", full_page=True)
 
-    command = [sys.executable, "-m", "ddim_scheduler.app"]
+    command = [sys.executable, "-m", "ddim_scheduler.app", "models/digits"]
     with served(command, tmp_path / "log") as (_, url):
         page = browser.new_page()
         start = time.perf_counter()

@@ -34,6 +34,17 @@ import few_steps
 import few_steps_models
 import step as step_benchmark
 
+BENCHMARKS = Path(step_benchmark.__file__).parent
+WITH_DOCUMENT = sorted(path.stem for path in BENCHMARKS.glob("*.py") if '"--update"' in path.read_text())
+
+
+def load(name):
+    """A benchmark, under a name that is not that of a module of the tests."""
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    return benchmark
+
 
 @pytest.fixture
 def document(tmp_path):
@@ -157,11 +168,7 @@ def test_few_steps_cost(document, small, small_unet, tmp_path, monkeypatch):
 @pytest.mark.parametrize("variant", ["loop", "script, fp32"])
 def test_training(variant, small, monkeypatch, tmp_path):
     """What a process of the benchmark does; the tests have another module of that name."""
-    spec = importlib.util.spec_from_file_location(
-        "training_benchmark", Path(step_benchmark.__file__).with_name("training.py")
-    )
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load("training")
     small(benchmark, STEPS={"cpu": {"demo": 2}})
     monkeypatch.setattr(Accelerator, "log", Accelerator.log)
     forget_accelerator()
@@ -172,3 +179,43 @@ def test_training(variant, small, monkeypatch, tmp_path):
     write_images(tmp_path, 32)
     assert benchmark.run(variant, "demo", str(tmp_path), "cpu")["images_per_second"] > 0
     forget_accelerator()
+
+
+@pytest.mark.parametrize("name", [*WITH_DOCUMENT, "flow_sweep"])
+def test_a_document_without_a_place_for_the_table_is_refused_before_the_work(name, tmp_path, document, capsys):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    places = {name: [tmp_path] for name in ("closed_form", "few_steps", "few_steps_classes", "time_to_picture")}
+    places["few_steps_models"] = [tmp_path, tmp_path]
+    places["table1"] = [tmp_path, "--reference", tmp_path, "--held_out", tmp_path, "--device", "cpu"]
+    arguments = [str(argument) for argument in (*places.get(name, []), "--update", document("something else"))]
+    with pytest.raises(ValueError, match=r"RESULTS.md must hold the markers <!-- "):
+        load(name).main(arguments)
+    arguments[-1] = str(tmp_path / "nowhere.md")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.md"):
+        load(name).main(arguments)
+    assert "|" not in capsys.readouterr().out  # no row of a table
+
+
+def test_a_model_without_fitted_samplers_is_not_measured_as_one(pipeline, tmp_path, capsys, monkeypatch):
+    """Its scheduler would be DDIM, under the name of a fitted one."""
+    for part in ("model", "train", "test"):
+        (tmp_path / part).mkdir()
+    monkeypatch.setattr(few_steps_models, "load_network", lambda *_: None)
+    arguments = [str(tmp_path / "model"), str(tmp_path)]
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        few_steps_models.main(arguments)
+    assert "samplers fitted for 3 5 8 10 15 20 30 50 steps" in capsys.readouterr().err
+    pipeline.scheduler = fit_sampler(pipeline, [5], teacher_steps=8, seeds=2)
+    pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit):
+        few_steps_models.main(arguments)
+    for wrong in (["--num_images", "0"], ["--num_compared", "3"]):
+        with pytest.raises(SystemExit):
+            few_steps_models.main([*arguments, *wrong])
+        assert f"{wrong[0]} must be at least" in capsys.readouterr().err
+    (tmp_path / "test").rmdir()
+    with pytest.raises(SystemExit):
+        few_steps_models.main(arguments)
+    assert f"no folder {tmp_path / 'test'}" in capsys.readouterr().err

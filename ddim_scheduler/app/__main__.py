@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None):
         description="Sample, compare, interpolate, invert and edit with a model, on a page in the browser.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("model", nargs="?", default="models/digits", help="folder or Hub id of an EtaDDIMPipeline")
+    parser.add_argument("model", help="folder or Hub id of an EtaDDIMPipeline")
     parser.add_argument(
         "--share", choices=("no", "yes"), default="no", help="yes: a public link, through Gradio's servers"
     )
