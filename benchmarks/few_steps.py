@@ -43,7 +43,7 @@ from ddim_scheduler.timestep_grids import TIMESTEP_SPACINGS
 from closed_form import BLUR, SIZE, digits, draw
 from report import check, update, versions
 
-COUNTS = (5, 6, 8, 10, 15, 20)
+COUNTS = (3, 5, 8, 10, 15, 20, 30, 50)
 SEEDS = (100, 101, 102)
 FITTED_SEED, HELD_OUT_SEED, TRAJECTORIES, TEACHER_STEPS, CONVERGED_STEPS = 0, 1, 128, 80, 300
 ZERO_SNR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True}
@@ -247,14 +247,19 @@ def their_names(results: Results) -> list[str]:
     return [n for n in dict.fromkeys(n for n, *_ in results) if n != "fitted" and not n.startswith("ours")]
 
 
+def short(distance: float) -> str:
+    """Three decimals, or two digits of a small one."""
+    return f"{distance:.3f}" if not distance < 0.01 else f"{distance:.2g}"
+
+
 def table(results: Results, counts: Iterable[int], column: int) -> str:
     """Each sampler at the best of its settings, by its RMS or its distance."""
     lines = [f"| calls | {' | '.join(map(str, counts))} |", "|---|" + "---|" * len([*counts])]
     for name in dict.fromkeys(name for name, *_ in results):
         cells = (best(results, [name], N, column) for N in counts)
-        lines.append(f"| {name} | " + " | ".join(f"{value:.3f} {s}".strip() for value, _, s in cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(f"{short(value)} {s}".strip() for value, _, s in cells) + " |")
     cells = (best(results, their_names(results), N, column)[0] for N in counts)
-    lines.append("| **best of diffusers'** | " + " | ".join(f"{value:.3f}" for value in cells) + " |")
+    lines.append("| **best of diffusers'** | " + " | ".join(map(short, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -263,7 +268,7 @@ def summary(tables: dict[str, Results], counts: Iterable[int], column: int) -> s
     lines = [f"| | {' | '.join(f'{N} calls' for N in counts)} |", "|---|" + "---|" * len([*counts])]
     for title, results in tables.items():
         pairs = [[best(results, names, N, column)[0] for names in (["fitted"], their_names(results))] for N in counts]
-        cells = (f"{a:.3f}, {b:.3f}: {a / b:.2f}" for a, b in pairs)
+        cells = (f"{short(a)}, {short(b)}: {a / b:.2f}" for a, b in pairs)
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -293,7 +298,7 @@ def plot(tables: dict[str, Results], path: Path):
     """RMS against the number of calls, for each track."""
     figure = Figure(figsize=(2.9 * len(tables) + 0.5, 3.4), layout="constrained")
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-    ticks = (0.005, 0.01, 0.02, 0.05, 0.1)
+    ticks = (0.0002, 0.001, 0.005, 0.02, 0.1)
     for axes, (title, results) in zip(panels, tables.items(), strict=True):
         curves = {"order 1": ["ours, order 1"], "best of diffusers'": their_names(results), "fitted": ["fitted"]}
         for (label, names), colour in zip(curves.items(), ("C7", "C0", "C3"), strict=True):

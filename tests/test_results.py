@@ -144,7 +144,7 @@ def test_few_steps_tables(image_folder, tmp_path, monkeypatch, title):
     medians = [few_steps.best(results, [name], 6, 1)[0] for name in ("fitted", "ours, order 1", "DPM-Solver++(2M)")]
     assert medians[0] < min(medians[1:]) / 2
     assert PIL.Image.open(tmp_path / "plot.png").height > 200
-    assert f"{medians[0]:.3f}, {medians[2]:.3f}" in document.read_text()
+    assert f"{few_steps.short(medians[0])}, {few_steps.short(medians[2])}" in document.read_text()
 
 
 def test_few_steps_of_a_model(pipeline, image_folder, tmp_path, monkeypatch):
