@@ -31,6 +31,7 @@ from ddim_scheduler.evaluation import (
     shuffled,
 )
 from ddim_scheduler.generation import generate_images, use_scheduler
+from ddim_scheduler.image_folders import find_images
 
 from report import check, update
 
@@ -293,6 +294,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         path = getattr(args, name)
         if path is not None and not path.exists():
             parser.error(f"--{name} is not there: {path}")
+        if path is not None and path.is_dir() and not find_images(path).items:
+            parser.error(f"--{name} holds no images: {path}")
     for path in args.update:
         check(path, f"table1-{args.device}")  # refuses a wrong document before the work
     for path in filter(None, (args.json, args.plot)):

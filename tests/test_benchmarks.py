@@ -187,6 +187,7 @@ def test_a_document_without_a_place_for_the_table_is_refused_before_the_work(nam
     (tmp_path / "test").mkdir()
     places = {name: [tmp_path] for name in ("closed_form", "few_steps", "few_steps_classes", "time_to_picture")}
     places["few_steps_models"] = [tmp_path, tmp_path]
+    write_images(tmp_path / "train", 1)
     places["table1"] = [tmp_path, "--reference", tmp_path, "--held_out", tmp_path, "--device", "cpu"]
     arguments = [str(argument) for argument in (*places.get(name, []), "--update", document("something else"))]
     with pytest.raises(ValueError, match=r"RESULTS.md must hold the markers <!-- "):

@@ -247,8 +247,10 @@ def test_time_to_picture_and_the_picture(small_unet, tmp_path, monkeypatch, caps
     assert "no fitted samplers of [7] steps" in capsys.readouterr().err
 
 
-def test_table1_refuses(tmp_path, capsys):
-    arguments = ["nowhere", "--reference", ".", "--held_out", ".", "--work_dir", str(tmp_path / "work")]
+def test_table1_refuses(image_folder, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    folder = str(image_folder)
+    arguments = ["nowhere", "--reference", folder, "--held_out", folder, "--work_dir", str(tmp_path / "work")]
     arguments += ["--device", "cpu"]
     for wrong in (
         ["--steps", "10", "20"],
@@ -256,6 +258,7 @@ def test_table1_refuses(tmp_path, capsys):
         ["--steps", "10", "20", "50", "1000"],
         ["--rows_of_many_steps", "1"],
         ["--reference", "nowhere"],
+        ["--held_out", str(tmp_path / "empty")],
         ["--weights", "nowhere"],
         ["--json", "."],
     ):
