@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     if args.num_images <= SIZE**2 or args.num_seeds < 1:
         parser.error(f"--num_images must be more than {SIZE**2}, and --num_seeds at least 1")
-    check(args.update, "closed-form")  # refuses a wrong document before the work
+    check(args.update, "closed-form")
     warnings.filterwarnings("ignore")
     for name in ("diffusers", "ddim_scheduler"):  # `leading` says that 5 steps start far from pure noise
         logging.getLogger(name).setLevel(logging.ERROR)

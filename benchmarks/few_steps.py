@@ -249,7 +249,7 @@ def their_names(results: Results) -> list[str]:
 
 def short(distance: float) -> str:
     """Three decimals, or two digits of a small one."""
-    return f"{distance:.3f}" if not distance < 0.01 else f"{distance:.2g}"
+    return f"{distance:.3f}" if distance >= 0.01 else f"{distance:.2g}"
 
 
 def table(results: Results, counts: Iterable[int], column: int) -> str:

@@ -60,11 +60,11 @@ DDIM = "DDIM `trailing`"
 
 def track_of(pipe: EtaDDIMPipeline, classes: Sequence[int] | None = None, guidance: float = 1.0) -> Track:
     """The pipeline's model, with classes by turns."""
-    config, shape = pipe.scheduler.config, image_shape(pipe.unet)
+    config, shape, dtype = pipe.scheduler.config, image_shape(pipe.unet), pipe.unet.dtype
 
     def output(x: torch.Tensor, alpha: float, sigma: float, t: Any) -> torch.Tensor:
         labels = None if classes is None else torch.tensor([classes[k % len(classes)] for k in range(len(x))])
-        return pipe._predict(x, t, t, labels, None, guidance, pipe.unet.dtype)
+        return pipe._predict(x, t, t, labels, None, guidance, dtype)
 
     def noise(number: int, seed: int) -> torch.Tensor:
         return torch.randn(number, *shape, generator=torch.Generator().manual_seed(seed))

@@ -30,7 +30,7 @@ from ddim_scheduler.evaluation import (
     scores,
     shuffled,
 )
-from ddim_scheduler.generation import generate_images, use_scheduler
+from ddim_scheduler.generation import generate_images, use_order_1, use_scheduler
 from ddim_scheduler.image_folders import find_images
 
 from report import check, update
@@ -52,11 +52,10 @@ COMPARED = (("linspace", (10, 15, 20, 30)), ("trailing", (15, 30)), ("leading", 
 TIMED_IMAGES = 16
 
 
-def unfitted(path: str) -> EtaDDIMPipeline:
+def of_order_1(path: str) -> EtaDDIMPipeline:
     """The pipeline with a scheduler that takes every number of steps."""
     pipeline = EtaDDIMPipeline.from_pretrained(path)
-    if pipeline.scheduler.config.timestep_spacing == "fitted":
-        use_scheduler(pipeline, EtaDDIMScheduler, timestep_spacing="trailing")
+    use_order_1(pipeline)
     return pipeline
 
 
@@ -76,7 +75,7 @@ class Cell(NamedTuple):
         """Makes the images that the folder lacks."""
         eta, changes = ROWS[self.row]
         spacing = {} if self.spacing is None else {"timestep_spacing": self.spacing}
-        pipeline = unfitted(args.pipeline)
+        pipeline = of_order_1(args.pipeline)
         use_scheduler(pipeline, SCHEDULERS[self.scheduler], **changes, **spacing)
         generate_images(
             pipeline,
@@ -112,7 +111,7 @@ def compared_cells() -> list[Cell]:
 
 def measure_times(args: argparse.Namespace) -> dict[int, float]:
     """Milliseconds for each image, by the number of steps; 1000 steps are measured as well."""
-    pipeline = unfitted(args.pipeline).to(args.device)
+    pipeline = of_order_1(args.pipeline).to(args.device)
     pipeline.set_progress_bar_config(disable=True)
     milliseconds = {}
     for steps in [1, *args.steps, MANY_STEPS]:  # the first one warms up
@@ -297,7 +296,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if path is not None and path.is_dir() and not find_images(path).items:
             parser.error(f"--{name} holds no images: {path}")
     for path in args.update:
-        check(path, f"table1-{args.device}")  # refuses a wrong document before the work
+        check(path, f"table1-{args.device}")
     for path in filter(None, (args.json, args.plot)):
         if path.is_dir():
             parser.error(f"--json and --plot must be files, but this is a folder: {path}")

@@ -24,7 +24,7 @@ from accelerate import PartialState
 from diffusers import DDIMScheduler, SchedulerMixin, UNet2DModel
 from tqdm.auto import tqdm
 
-from . import EtaDDIMPipeline, image_generators
+from . import EtaDDIMPipeline, EtaDDIMScheduler, EtaFlowMatchScheduler, image_generators
 from .image_files import center_crop
 from .image_folders import ImageReader, find_images
 
@@ -165,6 +165,19 @@ def use_scheduler(pipeline: EtaDDIMPipeline, scheduler_class: type[SchedulerMixi
     if scheduler_class is DDIMScheduler and config.out_channels != config.in_channels:
         raise ValueError(f"`scheduler` DDIMScheduler knows no learned variance, as in {pipeline.name_or_path}.")
     pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **changes)
+
+
+def use_order_1(pipeline: EtaDDIMPipeline):
+    """
+    Gives a pipeline steps that keep no history, for every number of steps and every eta: those of order 1, in the place
+    of fitted ones on `trailing` or, of a flow model, on its own grid. A scheduler that is not of this package stays.
+    """
+    if isinstance(pipeline.scheduler, EtaFlowMatchScheduler):
+        use_scheduler(pipeline, type(pipeline.scheduler), solver_order=1, use_fitted_sigmas=False)
+    elif isinstance(pipeline.scheduler, EtaDDIMScheduler):
+        spacing = pipeline.scheduler.config.timestep_spacing
+        spacing = "trailing" if spacing == "fitted" else spacing
+        use_scheduler(pipeline, type(pipeline.scheduler), solver_order=1, timestep_spacing=spacing)
 
 
 def read_conditions(

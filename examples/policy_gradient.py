@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ddim_scheduler import EtaDDIMPipeline, EtaDDIMScheduler
+from ddim_scheduler import EtaDDIMPipeline
 from ddim_scheduler.command_line import Parser, run
-from ddim_scheduler.generation import check_makes_pictures, image_shape, picture_grid, use_scheduler
+from ddim_scheduler.generation import check_makes_pictures, image_shape, picture_grid, use_order_1
 
 
 def reward(images: torch.Tensor) -> torch.Tensor:
@@ -74,8 +74,7 @@ def main(argv: list[str] | None = None) -> list[float]:
         parser.error(f"pipeline must have no classes or condition, and a `sample_size`: {args.pipeline}")
     check_makes_pictures(pipeline.unet, args.pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    if getattr(pipeline.scheduler.config, "timestep_spacing", None) == "fitted":  # those are for eta 0
-        use_scheduler(pipeline, EtaDDIMScheduler, timestep_spacing="trailing")
+    use_order_1(pipeline)  # a step is taken anew when its probability is compared
     unet, scheduler = pipeline.unet, pipeline.scheduler
     scheduler.set_timesteps(args.num_inference_steps)
     optimizer = torch.optim.AdamW(unet.parameters(), args.learning_rate)

@@ -185,7 +185,8 @@ def test_training(variant, small, monkeypatch, tmp_path):
 def test_a_document_without_a_place_for_the_table_is_refused_before_the_work(name, tmp_path, document, capsys):
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    places = {name: [tmp_path] for name in ("closed_form", "few_steps", "few_steps_classes", "time_to_picture")}
+    with_folder = ("closed_form", "few_steps", "few_steps_classes", "time_to_picture")
+    places = {script: [tmp_path] for script in with_folder}
     places["few_steps_models"] = [tmp_path, tmp_path]
     write_images(tmp_path / "train", 1)
     places["table1"] = [tmp_path, "--reference", tmp_path, "--held_out", tmp_path, "--device", "cpu"]

@@ -234,10 +234,13 @@ def test_policy_gradient_raises_the_reward(unet, scheduler_class, tmp_path):
     assert (tmp_path / "tuned" / "model_index.json").is_file()
 
 
-def test_policy_gradient_of_a_model_with_fitted_samplers(unet, tmp_path):
-    """These are for η = 0 and for their numbers of steps: it goes by steps of order 1."""
-    pipeline = EtaDDIMPipeline(copy.deepcopy(unet), EtaDDIMScheduler(clip_sample=False))
-    pipeline.scheduler = fitting.fit_sampler(pipeline, [2], teacher_steps=4, seeds=2)
+@pytest.mark.parametrize("solver_order", [1, 3])
+@pytest.mark.parametrize("scheduler_class", [EtaDDIMScheduler, EtaFlowMatchScheduler])
+def test_policy_gradient_of_a_model_with_a_history(unet, scheduler_class, solver_order, tmp_path):
+    """Fitted samplers and those of a higher order take the steps of a loop in turn: it goes by steps of order 1."""
+    pipeline = EtaDDIMPipeline(copy.deepcopy(unet), scheduler_class(solver_order=solver_order))
+    if solver_order == 1:
+        pipeline.scheduler = fitting.fit_sampler(pipeline, [2], teacher_steps=4, seeds=2)
     pipeline.save_pretrained(tmp_path / "model")
     arguments = f"{tmp_path / 'model'} --output_dir {tmp_path / 'tuned'} --num_rounds 1 --batch_size 2"
     assert len(policy_gradient.main([*arguments.split(), "--num_inference_steps", "3"])) == 1
